@@ -1,0 +1,7 @@
+"""Activation and dropout in one kernel: one forward, one backward, one bit kept per element."""
+
+from . import functional
+from .nn import FusedELUDropout, FusedLeakyDropout, FusedReLUDropout
+
+__all__ = ["FusedELUDropout", "FusedLeakyDropout", "FusedReLUDropout", "functional"]
+__version__ = "0.1.0"

@@ -1,0 +1,61 @@
+"""What the rest of the package needs to know of an activation: one `Activation` row each.
+
+The rows themselves stand beside their functions in `fusedact.functional`.
+"""
+
+import enum
+import math
+import numbers
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+class Saved(enum.Enum):
+    """What forward keeps for backward, per element."""
+
+    ALIVE = "one bit: kept by dropout, and the activation passes the gradient on unchanged"
+    FLAG = "two bits: kept by dropout, and the flag that the activation's Triton forward returns"
+    INPUT = "one bit: kept by dropout; and the input itself"
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One activation.
+
+    Attributes:
+        name: of its functions: `<name>_dropout`, and `<name>_forward` and `<name>_backward` in
+            `fusedact.kernels.activations`.
+        module: the PyTorch module that it fuses.
+        eager: the PyTorch function, called as `eager(input, *parameters, inplace=...)`.
+        saved: what backward needs.
+        parameter: the name of its parameter, None for those without any.
+    """
+
+    name: str
+    module: type[nn.Module]
+    eager: Callable[..., Tensor]
+    saved: Saved
+    parameter: str | None = None
+
+
+def check_probability(p: float) -> float:
+    """`p` as a float; ValueError unless it is a number in [0, 1]."""
+    if isinstance(p, numbers.Real) and not isinstance(p, bool) and 0 <= p <= 1:
+        return float(p)
+    raise ValueError(f"dropout probability has to be a number between 0 and 1, but got p={p!r}")
+
+
+def check_parameter(name: str, value: float) -> float:
+    """`value` as a float; ValueError unless it is a finite number."""
+    if isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    raise ValueError(f"{name} has to be a finite number, but got {name}={value!r}")
+
+
+def check_flag(name: str, value: bool) -> bool:
+    """`value`; TypeError unless it is a bool."""
+    if isinstance(value, bool):
+        return value
+    raise TypeError(f"{name} has to be True or False, but got {name}={value!r}")

@@ -1,0 +1,113 @@
+"""The fused operations as functions, each below its activation's row.
+
+Every function computes `dropout(act(input), p)` elementwise. `input` has any shape and strides and
+dtype float16, bfloat16, float32 or float64; the result has the same shape, dtype and layout. On a
+CUDA device with Triton it is one kernel forward and one backward; elsewhere, the eager composition.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .activations import Activation, Saved, check_parameter
+from .ops import activation_dropout
+
+RELU = Activation("relu", nn.ReLU, F.relu, Saved.ALIVE)
+
+
+def relu_dropout(
+    input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *, rng: str = "eager"
+) -> Tensor:
+    """`dropout(relu(input), p)` in one kernel; keeps one bit per element for backward.
+
+    Args:
+        input: any shape and strides; float16, bfloat16, float32 or float64.
+        p: probability of an element to be zeroed, in [0, 1]. The others are scaled by 1 / (1 - p).
+        training: apply dropout; if False, the result is `relu(input)`.
+        inplace: write the result into `input`'s buffer.
+        rng: how the mask comes from the device's generator. "eager": as `torch.nn.Dropout` draws
+            it after the same `torch.manual_seed`, element for element.
+
+    Returns:
+        A tensor of `input`'s shape, dtype and layout.
+
+    Raises:
+        TypeError: `input` is no dense floating-point tensor, or `training` or `inplace` no bool.
+        ValueError: `p` is no number in [0, 1], or `rng` has another value.
+
+    Where the upstream gradient is not finite, dead elements get gradient 0: their one bit can't tell
+    a dropped element, for which eager mode multiplies by 0, from a negative one.
+    """
+    return activation_dropout(RELU, input, (), p, training, inplace, rng)
+
+
+LEAKY_RELU = Activation("leaky_relu", nn.LeakyReLU, F.leaky_relu, Saved.FLAG, "negative_slope")
+
+
+def leaky_relu_dropout(
+    input: Tensor,
+    p: float = 0.5,
+    negative_slope: float = 0.01,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    rng: str = "eager",
+) -> Tensor:
+    """`dropout(leaky_relu(input, negative_slope), p)` in one kernel; keeps two bits per element.
+
+    Args:
+        input: any shape and strides; float16, bfloat16, float32 or float64.
+        p: probability of an element to be zeroed, in [0, 1]. The others are scaled by 1 / (1 - p).
+        negative_slope: any finite number.
+        training: apply dropout; if False, the result is `leaky_relu(input, negative_slope)`.
+        inplace: write the result into `input`'s buffer.
+        rng: how the mask comes from the device's generator. "eager": as `torch.nn.Dropout` draws
+            it after the same `torch.manual_seed`, element for element.
+
+    Returns:
+        A tensor of `input`'s shape, dtype and layout.
+
+    Raises:
+        TypeError: `input` is no dense floating-point tensor, or `training` or `inplace` no bool.
+        ValueError: `p` is no number in [0, 1], `negative_slope` no finite number, or `rng` has
+            another value.
+    """
+    slope = check_parameter("negative_slope", negative_slope)
+    return activation_dropout(LEAKY_RELU, input, (slope,), p, training, inplace, rng)
+
+
+ELU = Activation("elu", nn.ELU, F.elu, Saved.INPUT, "alpha")
+
+
+def elu_dropout(
+    input: Tensor,
+    p: float = 0.5,
+    alpha: float = 1.0,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    rng: str = "eager",
+) -> Tensor:
+    """`dropout(elu(input, alpha), p)` in one kernel; keeps one bit per element, and `input`.
+
+    Args:
+        input: any shape and strides; float16, bfloat16, float32 or float64.
+        p: probability of an element to be zeroed, in [0, 1]. The others are scaled by 1 / (1 - p).
+        alpha: any finite number.
+        training: apply dropout; if False, the result is `elu(input, alpha)`.
+        inplace: write the result into `input`'s buffer. It saves no memory: backward needs the
+            input, so a copy is kept.
+        rng: how the mask comes from the device's generator. "eager": as `torch.nn.Dropout` draws
+            it after the same `torch.manual_seed`, element for element.
+
+    Returns:
+        A tensor of `input`'s shape, dtype and layout.
+
+    Raises:
+        TypeError: `input` is no dense floating-point tensor, or `training` or `inplace` no bool.
+        ValueError: `p` is no number in [0, 1], `alpha` no finite number, or `rng` has another value.
+    """
+    alpha = check_parameter("alpha", alpha)
+    return activation_dropout(ELU, input, (alpha,), p, training, inplace, rng)
+
+
+ACTIVATIONS = (RELU, LEAKY_RELU, ELU)

@@ -1,0 +1,199 @@
+"""The two kernels, activation + dropout forward and backward, for every activation and dtype.
+
+Both walk the same tile. A program owns GROUPS x COLUMNS counters of Philox and, for each, LANES
+elements: 32 elements for each of COLUMNS columns, so that a column's bits make one 32-bit word and,
+with a column to a thread, packing and unpacking need no other thread. Which elements those are
+follows the loop of PyTorch's own dropout kernel, whose masks this reproduces: with T = 256 * blocks
+threads, iteration k and thread idx, the elements are
+
+    VEC > 1:  (k T + idx) VEC + lane      VEC consecutive elements, one 16-byte access
+    VEC = 1:  (4 k + lane) T + idx        the 4 words of one Philox call, T apart
+
+The grid's first axis covers idx; the other two cover k, so that neither needs a division.
+"""
+
+import triton
+import triton.language as tl
+
+from .philox import philox4x32
+
+COLUMNS = 128
+WARPS = 4
+WORD = 32
+
+
+def lanes(vec):
+    """Elements of one Philox counter (of one 16-byte access, but for vec = 1)."""
+    return 4 if vec == 1 else vec
+
+
+@triton.jit
+def _tile(n, blocks, VEC: tl.constexpr, LANES: tl.constexpr, COLUMNS: tl.constexpr):
+    """This program's iteration k, its idx, and its elements: a 64-bit base, 32-bit offsets, which exist."""
+    GROUPS: tl.constexpr = 32 // LANES
+    k = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+    threads = blocks * 256
+    rows = tl.arange(0, GROUPS)[:, None]
+    columns = tl.arange(0, COLUMNS)[None, :]
+    idx = (tl.program_id(0) * GROUPS + rows) * COLUMNS + columns
+    lane = tl.arange(0, LANES)[None, None, :]
+    if VEC == 1:
+        base = k.to(tl.int64) * (threads * 4)
+        offsets = idx[:, :, None] + lane * threads
+        left = tl.minimum(n.to(tl.int64) - base, 4 * threads).to(tl.int32)
+        inside = (idx < threads)[:, :, None] & (offsets < left)
+    else:
+        chunk = k.to(tl.int64) * threads
+        base = chunk * VEC
+        offsets = idx[:, :, None] * VEC + lane
+        left = tl.minimum(n.to(tl.int64) // VEC - chunk, threads).to(tl.int32)
+        inside = (idx < left)[:, :, None]
+    return k, idx, base, offsets, inside
+
+
+@triton.jit
+def _word(k, plane, PLANES: tl.constexpr, COLUMNS: tl.constexpr):
+    """Offsets of this program's words in the packed bits: its planes stand beside each other."""
+    program = k.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    return (program * PLANES + plane) * COLUMNS + tl.arange(0, COLUMNS)
+
+
+@triton.jit
+def _shifts(LANES: tl.constexpr):
+    """The place of each of a column's 32 elements in its word."""
+    rows = tl.arange(0, 32 // LANES)[:, None, None]
+    return rows * LANES + tl.arange(0, LANES)[None, None, :]
+
+
+@triton.jit
+def _pack(bit, LANES: tl.constexpr):
+    return tl.sum(tl.sum(tl.where(bit, 1 << _shifts(LANES), 0), axis=2), axis=0)
+
+
+@triton.jit
+def _unpack(words, LANES: tl.constexpr):
+    return (words[None, :, None] & (1 << _shifts(LANES))) != 0
+
+
+@triton.jit
+def _scalar(value, ARITHMETIC: tl.constexpr):
+    # A float argument reaches a kernel as float32: float64 travels as its 64 bits.
+    if ARITHMETIC == tl.float64:
+        value = value.to(tl.int64).to(tl.float64, bitcast=True)
+    return value
+
+
+@triton.jit
+def _random(idx, k, seed_low, seed_high, call_low, call_high, VEC: tl.constexpr, LANES: tl.constexpr):
+    """The 32 random bits that PyTorch's dropout kernel compares with the keep probability."""
+    zero = tl.zeros_like(idx).to(tl.uint32)
+    idx = idx.to(tl.uint32)
+    key0 = seed_low.to(tl.uint32, bitcast=True)
+    key1 = seed_high.to(tl.uint32, bitcast=True)
+    call = call_high.to(tl.uint32, bitcast=True).to(tl.uint64) << 32
+    call += call_low.to(tl.uint32, bitcast=True).to(tl.uint64)
+    call += k.to(tl.uint64) * (2 if VEC == 8 else 1)
+    a0, a1, a2, a3 = philox4x32(call.to(tl.uint32), (call >> 32).to(tl.uint32), idx, zero, key0, key1, 10)
+    # A join makes its arguments neighbours along a new last axis, so the last join is the lowest
+    # bit of the lane.
+    if LANES == 2:
+        words = tl.join(a0, a1)
+    elif LANES == 4:
+        words = tl.join(tl.join(a0, a2), tl.join(a1, a3))
+    else:
+        call += 1
+        b0, b1, b2, b3 = philox4x32(
+            call.to(tl.uint32), (call >> 32).to(tl.uint32), idx, zero, key0, key1, 10
+        )
+        even = tl.join(tl.join(a0, b0), tl.join(a2, b2))
+        odd = tl.join(tl.join(a1, b1), tl.join(a3, b3))
+        words = tl.join(even, odd)
+    return tl.reshape(words, [idx.shape[0], idx.shape[1], LANES])
+
+
+@triton.jit(
+    do_not_specialize=["n", "blocks", "seed_low", "seed_high", "call_low", "call_high", "threshold", "scale", "param"]
+)
+def forward_kernel(
+    x_ptr,
+    y_ptr,
+    bits_ptr,
+    n: "i64",
+    blocks: "i32",
+    seed_low: "i32",
+    seed_high: "i32",
+    call_low: "i32",
+    call_high: "i32",
+    threshold: "i32",
+    scale,
+    param,
+    FORWARD: tl.constexpr,
+    SAVES_FLAG: tl.constexpr,
+    MERGES_FLAG: tl.constexpr,
+    ARITHMETIC: tl.constexpr,
+    STORED: tl.constexpr,
+    VEC: tl.constexpr,
+    LANES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """y = act(x) * (scale if kept else 0), and the bits that backward needs.
+
+    Bytes per element of b bytes: 2 b, and 1/8 for each plane of bits.
+    """
+    k, idx, base, offsets, inside = _tile(n, blocks, VEC, LANES, COLUMNS)
+    x = tl.load(x_ptr + base + offsets, mask=inside, other=0.0).to(ARITHMETIC)
+    random = _random(idx, k, seed_low, seed_high, call_low, call_high, VEC, LANES)
+    keep = random < threshold.to(tl.uint32, bitcast=True)
+    value, flag = FORWARD(x, _scalar(param, ARITHMETIC), STORED)
+    # A product and not a select: a dropped inf or NaN is NaN, as in eager mode.
+    y = value * tl.where(keep, _scalar(scale, ARITHMETIC), 0.0)
+    tl.store(y_ptr + base + offsets, y.to(y_ptr.dtype.element_ty), mask=inside)
+    PLANES: tl.constexpr = 2 if SAVES_FLAG else 1
+    tl.store(bits_ptr + _word(k, 0, PLANES, COLUMNS), _pack(keep & flag if MERGES_FLAG else keep, LANES))
+    if SAVES_FLAG:
+        tl.store(bits_ptr + _word(k, 1, PLANES, COLUMNS), _pack(flag, LANES))
+
+
+@triton.jit(do_not_specialize=["n", "blocks", "scale", "param"])
+def backward_kernel(
+    dy_ptr,
+    x_ptr,
+    bits_ptr,
+    dx_ptr,
+    n: "i64",
+    blocks: "i32",
+    scale,
+    param,
+    BACKWARD: tl.constexpr,
+    SAVES_FLAG: tl.constexpr,
+    MERGES_FLAG: tl.constexpr,
+    SAVES_INPUT: tl.constexpr,
+    ARITHMETIC: tl.constexpr,
+    STORED: tl.constexpr,
+    VEC: tl.constexpr,
+    LANES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """dx = dy * (scale if kept else 0) * act'(x) from the bits, and from x where it was saved.
+
+    Bytes per element of b bytes: 2 b, 1/8 for each plane of bits, and b for x where it was saved.
+    """
+    k, _, base, offsets, inside = _tile(n, blocks, VEC, LANES, COLUMNS)
+    PLANES: tl.constexpr = 2 if SAVES_FLAG else 1
+    gradient = tl.load(dy_ptr + base + offsets, mask=inside, other=0.0).to(ARITHMETIC)
+    bit = _unpack(tl.load(bits_ptr + _word(k, 0, PLANES, COLUMNS)), LANES)
+    flag = bit
+    if SAVES_FLAG:
+        flag = _unpack(tl.load(bits_ptr + _word(k, 1, PLANES, COLUMNS)), LANES)
+    x = gradient
+    if SAVES_INPUT:
+        x = tl.load(x_ptr + base + offsets, mask=inside, other=0.0).to(ARITHMETIC)
+    scale = _scalar(scale, ARITHMETIC)
+    if MERGES_FLAG:
+        # The bit is 0 for dropped and for dead elements alike; of a dead one eager's gradient is 0
+        # whatever dy is, so the select decides for 0.
+        gradient = tl.where(bit, gradient * scale, 0.0)
+    else:
+        gradient = gradient * tl.where(bit, scale, 0.0)
+    dx = BACKWARD(gradient, flag, x, _scalar(param, ARITHMETIC), STORED)
+    tl.store(dx_ptr + base + offsets, dx.to(dx_ptr.dtype.element_ty), mask=inside)

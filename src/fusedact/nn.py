@@ -1,0 +1,116 @@
+"""The fused operations as modules: drop-in for an activation followed by `torch.nn.Dropout`."""
+
+from torch import Tensor, nn
+
+from . import functional
+from .activations import check_flag, check_parameter, check_probability
+from .ops import check_rng
+
+
+class _FusedDropout(nn.Module):
+    """The arguments that every fused module has, and their text."""
+
+    def __init__(self, p: float, inplace: bool, rng: str) -> None:
+        super().__init__()
+        self.p = check_probability(p)
+        self.inplace = check_flag("inplace", inplace)
+        self.rng = check_rng(rng)
+
+    _parameter: str | None = None
+
+    def extra_repr(self) -> str:
+        names = ["p", self._parameter, "inplace", "rng"]
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names if name)
+
+
+class FusedReLUDropout(_FusedDropout):
+    """`nn.Sequential(nn.ReLU(), nn.Dropout(p))` in one kernel each way, one bit kept per element.
+
+    Args:
+        p: probability of an element to be zeroed, in [0, 1]. Default: 0.5.
+        inplace: write the result into the input's buffer. Default: False.
+        rng: see `fusedact.functional.relu_dropout`. Default: "eager".
+
+    Shape: input and output (*), any shape; float16, bfloat16, float32 or float64.
+
+    Raises:
+        ValueError: `p` is no number in [0, 1], or `rng` has a value that isn't allowed.
+        TypeError: `inplace` is no bool.
+
+    >>> layer = FusedReLUDropout(p=0.2)
+    >>> output = layer(torch.randn(64, 128))
+    """
+
+    def __init__(self, p: float = 0.5, inplace: bool = False, *, rng: str = "eager") -> None:
+        super().__init__(p, inplace, rng)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.relu_dropout(input, self.p, self.training, self.inplace, rng=self.rng)
+
+
+class FusedLeakyDropout(_FusedDropout):
+    """`nn.Sequential(nn.LeakyReLU(negative_slope), nn.Dropout(p))` in one kernel each way.
+
+    Args:
+        p: probability of an element to be zeroed, in [0, 1]. Default: 0.5.
+        negative_slope: any finite number. Default: 0.01.
+        inplace: write the result into the input's buffer. Default: False.
+        rng: see `fusedact.functional.leaky_relu_dropout`. Default: "eager".
+
+    Shape: input and output (*), any shape; float16, bfloat16, float32 or float64.
+
+    Raises:
+        ValueError: `p` is no number in [0, 1], `negative_slope` no finite number, or `rng` has a
+            value that isn't allowed.
+        TypeError: `inplace` is no bool.
+
+    >>> layer = FusedLeakyDropout(p=0.5, negative_slope=0.1)
+    >>> output = layer(torch.randn(64, 128))
+    """
+
+    _parameter = "negative_slope"
+
+    def __init__(
+        self, p: float = 0.5, negative_slope: float = 0.01, inplace: bool = False, *, rng: str = "eager"
+    ) -> None:
+        super().__init__(p, inplace, rng)
+        self.negative_slope = check_parameter("negative_slope", negative_slope)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.leaky_relu_dropout(
+            input, self.p, self.negative_slope, self.training, self.inplace, rng=self.rng
+        )
+
+
+class FusedELUDropout(_FusedDropout):
+    """`nn.Sequential(nn.ELU(alpha), nn.Dropout(p))` in one kernel each way.
+
+    Args:
+        p: probability of an element to be zeroed, in [0, 1]. Default: 0.5.
+        alpha: any finite number. Default: 1.0.
+        inplace: write the result into the input's buffer. Default: False.
+        rng: see `fusedact.functional.elu_dropout`. Default: "eager".
+
+    Shape: input and output (*), any shape; float16, bfloat16, float32 or float64.
+
+    Raises:
+        ValueError: `p` is no number in [0, 1], `alpha` no finite number, or `rng` has a value that
+            isn't allowed.
+        TypeError: `inplace` is no bool.
+
+    >>> layer = FusedELUDropout(p=0.5)
+    >>> output = layer(torch.randn(64, 128))
+    """
+
+    _parameter = "alpha"
+
+    def __init__(
+        self, p: float = 0.5, alpha: float = 1.0, inplace: bool = False, *, rng: str = "eager"
+    ) -> None:
+        super().__init__(p, inplace, rng)
+        self.alpha = check_parameter("alpha", alpha)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.elu_dropout(
+            input, self.p, self.alpha, self.training, self.inplace, rng=self.rng
+        )

@@ -1,0 +1,118 @@
+"""The contract, in plain PyTorch: the eager composition, and which elements PyTorch's dropout keeps.
+
+`composition` is what every other path must equal, and the path taken where there is no GPU.
+`eager_mask` computes, on a CPU and for any GPU, the mask that `torch.nn.Dropout` draws there;
+`forward` and `backward` are the values that go with a given mask, bit for bit.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import random
+from .activations import Activation
+from .random import Plan
+
+
+def composition(
+    activation: Activation,
+    input: Tensor,
+    parameters: tuple[float, ...],
+    p: float,
+    training: bool,
+    inplace: bool,
+) -> Tensor:
+    """`dropout(act(input), p)`; with `inplace`, in the input's buffer."""
+    if not training or p == 0:
+        return activation.eager(input, *parameters, inplace=inplace)
+    if inplace:
+        # Autograd refuses to overwrite what an activation saved, so it saves a copy's.
+        return input.copy_(F.dropout(activation.eager(input.clone(), *parameters), p))
+    return F.dropout(activation.eager(input, *parameters), p)
+
+
+def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int, rounds: int = 10) -> list[Tensor]:
+    """Philox4x32 (Salmon et al., SC 2011): four words for each counter.
+
+    Words are int64 tensors with values in [0, 2**32); `seed` is the 64-bit key.
+    """
+    c0, c1, c2, c3 = counter
+    word = 0xFFFFFFFF
+    for i in range(rounds):
+        key0 = (seed + i * 0x9E3779B9) & word
+        key1 = ((seed >> 32) + i * 0xBB67AE85) & word
+        # int64 products wrap, which leaves all 64 bits right; the shift's sign bits are masked off.
+        a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1 = ((b >> 32) & word) ^ c1 ^ key0, b & word
+        c2, c3 = ((a >> 32) & word) ^ c3 ^ key1, a & word
+    return [c0, c1, c2, c3]
+
+
+def eager_words(e: Tensor, plan: Plan, seed: int, offset: int) -> Tensor:
+    """The random words that PyTorch's dropout kernel gives the elements at `e`, places in memory.
+
+    Both are int64 tensors of one dimension; words are in [0, 2**32).
+    """
+    threads = 256 * plan.blocks
+    if plan.vec == 1:
+        k, rest = e // (4 * threads), e % (4 * threads)
+        lane, idx, call = rest // threads, rest % threads, k
+    else:
+        chunk, j = e // plan.vec, e % plan.vec
+        k, idx = chunk // threads, chunk % threads
+        call, lane = k * max(1, plan.vec // 4) + j // 4, j % 4
+    call = call + offset // 4
+    counter = (call & 0xFFFFFFFF, (call >> 32) & 0xFFFFFFFF, idx, torch.zeros_like(idx))
+    return torch.stack(philox4x32(counter, seed)).gather(0, lane.unsqueeze(0)).squeeze(0)
+
+
+def eager_mask(
+    n: int,
+    p: float,
+    dtype: torch.dtype,
+    seed: int,
+    offset: int,
+    multiprocessors: int,
+    threads_per_multiprocessor: int,
+    alignment: int = 16,
+) -> Tensor:
+    """Which elements `torch.nn.Dropout(p)` keeps on a GPU: bool [n], in memory order.
+
+    Args:
+        n: elements of a dense tensor, at least 1.
+        p: probability of dropping an element, 0 < p < 1.
+        dtype: of the tensor.
+        seed: the generator's `initial_seed()`.
+        offset: the generator's `get_offset()` before the call.
+        multiprocessors: of the GPU (`multi_processor_count`).
+        threads_per_multiprocessor: resident on it (`max_threads_per_multi_processor`).
+        alignment: in bytes, of the pointer that dropout reads; 16 for an activation's new output.
+    """
+    plan = random.eager_plan(n, dtype.itemsize, multiprocessors, threads_per_multiprocessor, alignment)
+    threshold = random.keep_threshold(p, dtype is torch.float64)
+    return eager_words(torch.arange(n), plan, seed, offset) < threshold
+
+
+def forward(
+    activation: Activation, input: Tensor, parameters: tuple[float, ...], p: float, keep: Tensor
+) -> Tensor:
+    """`dropout(act(input), p)` for the mask `keep` (bool, the input's shape), as a GPU computes it.
+
+    The activation is rounded to the dtype, then scaled in float32 (float64 for float64).
+    """
+    double = input.dtype is torch.float64
+    value = activation.eager(input, *parameters).to(torch.float64 if double else torch.float32)
+    return (value * keep * random.scales(p, double)[0]).to(input.dtype)
+
+
+def backward(
+    activation: Activation, input: Tensor, parameters: tuple[float, ...], p: float, keep: Tensor, dy: Tensor
+) -> Tensor:
+    """The gradient of `forward` with respect to `input`, for the upstream gradient `dy`."""
+    double = input.dtype is torch.float64
+    wide = dy.to(torch.float64 if double else torch.float32)
+    dy = (wide * keep * random.scales(p, double)[1]).to(input.dtype)
+    with torch.enable_grad():
+        x = input.detach().requires_grad_()
+        (dx,) = torch.autograd.grad(activation.eager(x, *parameters), x, dy)
+    return dx

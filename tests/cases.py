@@ -1,0 +1,60 @@
+"""What the tests iterate over, all of it derived from the activations' rows."""
+
+import torch
+from torch import Tensor
+
+from fusedact import ops, random, reference
+from fusedact.activations import Activation, Saved
+from fusedact.functional import ACTIVATIONS
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+# A GPU so small that eager's grid-stride loop goes round several times: 4 blocks of 256 threads.
+PROCESSORS = (2, 512)
+SEED, OFFSET = 0x9E3779B97F4A7C15, 4 * (2**32 - 3)  # the call counter crosses 32 bits
+
+# Each vec of eager's plan, less and more than a block, than its grid, than an iteration.
+SIZES = (1, 7, 10, 1000, 4096, 8200, 12_292, 20_001, 40_000)
+
+
+def parameters(activation: Activation) -> tuple[float, ...]:
+    """A value other than the default, so that one that is ignored is seen."""
+    return (0.3,) if activation.parameter else ()
+
+
+def make_draw(x: Tensor, seed: int = SEED, offset: int = OFFSET) -> random.Draw:
+    return random.Draw(seed, offset, random.eager_plan(x.numel(), x.element_size(), *PROCESSORS))
+
+
+def mask(x: Tensor, p: float, seed: int = SEED, offset: int = OFFSET) -> Tensor:
+    """The oracle's mask in the shape and layout of the dense tensor `x`."""
+    keep = reference.eager_mask(x.numel(), p, x.dtype, seed, offset, *PROCESSORS)
+    return torch.as_strided(keep, x.shape, x.stride()).to(x.device)
+
+
+def fused(activation: Activation, x: Tensor, p: float, inplace: bool = False, offset: int = OFFSET) -> Tensor:
+    return ops.fused(activation, x, parameters(activation), p, make_draw(x, offset=offset), inplace)
+
+
+def steps(value: Tensor, truth: Tensor) -> Tensor:
+    """The error of `value` in units of its dtype's last place at the float64 `truth`."""
+    info = torch.finfo(value.dtype)
+    exponent = torch.frexp(truth.abs().clamp_min(info.tiny)).exponent
+    unit = torch.ldexp(torch.ones_like(truth), exponent - 1) * info.eps
+    return (value.double() - truth).abs() / unit
+
+
+def assert_equals_eager(activation: Activation, value: Tensor, expected: Tensor, truth: Tensor) -> None:
+    """Eager's bits; for an activation that computes exp itself, no larger error than eager's."""
+    if activation.saved is not Saved.INPUT:
+        torch.testing.assert_close(value, expected, rtol=0, atol=0, equal_nan=True)
+        return
+    special = ~torch.isfinite(truth) | ~torch.isfinite(expected)
+    torch.testing.assert_close(value[special], expected[special], rtol=0, atol=0, equal_nan=True)
+    ours, eager = steps(value, truth)[~special], steps(expected, truth)[~special]
+    if ours.numel():
+        # A sample's largest error is a matter of luck below one unit, so that much is always allowed.
+        assert ours.max() <= max(eager.max().item(), 1.0)
+
+
+__all__ = ["ACTIVATIONS"]

@@ -1,0 +1,80 @@
+"""Where the kernels run in this test session, and what every test may count on.
+
+With a GPU, on it. Without one, on CPU tensors in Triton's interpreter, which has to be chosen before
+Triton is imported. Tests that need a GPU are skipped by the `cuda` fixture, which says so.
+"""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+def _round_bfloat16_as_gpus_do() -> None:
+    """The interpreter truncates float32 to bfloat16; GPUs (and PyTorch) round to nearest even."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    original = interpreter.InterpreterBuilder.cast_impl
+
+    def cast_impl(self, src, dst_type):
+        source, target = src.dtype.scalar, dst_type.scalar
+        if (source, target) == (tl.float32, tl.bfloat16):
+            data = torch.from_numpy(src.data.copy()).bfloat16().view(torch.uint16).numpy()
+        elif (source, target) == (tl.bfloat16, tl.float32):
+            data = torch.from_numpy(src.data.copy()).view(torch.bfloat16).float().numpy()
+        else:
+            return original(self, src, dst_type)
+        return interpreter.TensorHandle(data, target)
+
+    interpreter.InterpreterBuilder.cast_impl = cast_impl
+    for name in ("create_fp_ext", "create_fp_trunc"):
+        setattr(interpreter.InterpreterBuilder, name, cast_impl)
+
+
+try:
+    import triton
+except ImportError:
+    triton = None
+else:
+    if not torch.cuda.is_available():
+        _round_bfloat16_as_gpus_do()
+
+
+@pytest.fixture
+def launch():
+    """The module that launches the kernels."""
+    if triton is None:
+        pytest.skip("needs Triton: the kernels run neither on a GPU nor in its interpreter")
+    from fusedact.kernels import launch
+
+    return launch
+
+
+@pytest.fixture
+def device(launch) -> str:
+    """Where the kernels run: "cuda", or "cpu" in the interpreter."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def cuda() -> str:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU: its generator, streams or memory")
+    return "cuda"
+
+
+@pytest.fixture(autouse=True)
+def seeded(request):
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def poisoned():
+    """`torch.empty` gives NaN, so that an element that nobody wrote is seen."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
