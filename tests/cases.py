@@ -45,16 +45,15 @@ def steps(value: Tensor, truth: Tensor) -> Tensor:
 
 
 def assert_equals_eager(activation: Activation, value: Tensor, expected: Tensor, truth: Tensor) -> None:
-    """Eager's bits; for an activation that computes exp itself, no larger error than eager's."""
+    """Eager's bits; for an activation that computes exp itself, within 4 units of the float64 truth.
+
+    `test_elu_is_no_less_accurate_than_eager` holds the largest errors against each other.
+    """
     if activation.saved is not Saved.INPUT:
         torch.testing.assert_close(value, expected, rtol=0, atol=0, equal_nan=True)
         return
-    special = ~torch.isfinite(truth) | ~torch.isfinite(expected)
-    torch.testing.assert_close(value[special], expected[special], rtol=0, atol=0, equal_nan=True)
-    ours, eager = steps(value, truth)[~special], steps(expected, truth)[~special]
-    if ours.numel():
-        # A sample's largest error is a matter of luck below one unit, so that much is always allowed.
-        assert ours.max() <= max(eager.max().item(), 1.0)
-
-
-__all__ = ["ACTIVATIONS"]
+    # What isn't finite is held against the truth: of a NaN, eager's vectorised and its scalar ELU give
+    # different gradients on a CPU. Where only eager's rounded steps overflow, either result will do.
+    wide = value.double()
+    close = (steps(value, truth) <= 4) | (wide == truth) | (wide.isnan() & truth.isnan())
+    assert (close | (value == expected)).all()

@@ -13,12 +13,17 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
-def _round_bfloat16_as_gpus_do() -> None:
-    """The interpreter truncates float32 to bfloat16; GPUs (and PyTorch) round to nearest even."""
+def _round_as_gpus_do() -> None:
+    """Mend two roundings of the interpreter.
+
+    It truncates float32 to bfloat16, where GPUs (and PyTorch) round to nearest even; and it rounds a
+    float32 fma's product, which float64 holds exactly.
+    """
     import triton.language as tl
     from triton.runtime import interpreter
 
-    original = interpreter.InterpreterBuilder.cast_impl
+    builder = interpreter.InterpreterBuilder
+    original_cast, original_fma = builder.cast_impl, builder.create_fma
 
     def cast_impl(self, src, dst_type):
         source, target = src.dtype.scalar, dst_type.scalar
@@ -27,12 +32,16 @@ def _round_bfloat16_as_gpus_do() -> None:
         elif (source, target) == (tl.bfloat16, tl.float32):
             data = torch.from_numpy(src.data.copy()).view(torch.bfloat16).float().numpy()
         else:
-            return original(self, src, dst_type)
+            return original_cast(self, src, dst_type)
         return interpreter.TensorHandle(data, target)
 
-    interpreter.InterpreterBuilder.cast_impl = cast_impl
-    for name in ("create_fp_ext", "create_fp_trunc"):
-        setattr(interpreter.InterpreterBuilder, name, cast_impl)
+    def create_fma(self, x, y, z):
+        if x.dtype.scalar != tl.float32:
+            return original_fma(self, x, y, z)
+        wide = x.data.astype("float64") * y.data + z.data
+        return interpreter.TensorHandle(wide.astype("float32"), x.dtype.scalar)
+
+    builder.cast_impl, builder.create_fma = cast_impl, create_fma
 
 
 try:
@@ -41,7 +50,7 @@ except ImportError:
     triton = None
 else:
     if not torch.cuda.is_available():
-        _round_bfloat16_as_gpus_do()
+        _round_as_gpus_do()
 
 
 @pytest.fixture
@@ -68,7 +77,7 @@ def cuda() -> str:
 
 
 @pytest.fixture(autouse=True)
-def seeded(request):
+def seeded():
     torch.manual_seed(0)
 
 

@@ -14,6 +14,7 @@ from cases import (
     make_draw,
     mask,
     parameters,
+    steps,
 )
 
 from fusedact import ops, random, reference
@@ -98,31 +99,54 @@ def test_special_values(activation, dtype, device):
         # The documented exception: the one bit of a dropped positive element says "dead", whose
         # gradient is 0 where eager has inf * 0.
         dy[~torch.isfinite(dy)] = 1.0
+    if activation.saved is Saved.INPUT and dtype is torch.float64:
+        # Eager scales first and overflows where the product needn't; the truth here is eager's.
+        dy[dy.abs() == info.max] /= 4
     check(activation, x, dy, 0.5)
 
 
-@pytest.mark.parametrize("dtype", DTYPES[1:3], ids=["float16", "bfloat16"])
-def test_elu_on_every_value_of_a_half_precision_type(dtype, device):
-    (elu,) = (a for a in ACTIVATIONS if a.saved is Saved.INPUT)
-    x = torch.arange(-(2**15), 2**15, device=device).to(torch.int16).view(dtype)
-    check(elu, x, torch.ones_like(x), 0.3)
+def elu_inputs(dtype):
+    """Every value of a half-precision type; of the others, down to 1e-30 and over the whole range."""
+    if dtype.itemsize == 2:
+        return torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    near = -torch.logspace(-30, 1.9, 30_000, dtype=torch.float64)
+    return torch.cat([near, torch.randn(35_536, dtype=torch.float64) * 3]).to(dtype)
 
 
-def test_elu_is_accurate_near_zero(device):
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_elu_is_no_less_accurate_than_eager(dtype, p, device):
+    """The largest error against a float64 truth, both ways.
+
+    In half precision it is at most eager's. In float32, where eager's exp on a CPU is within 0.6 of a
+    unit in the last place and a GPU's within 1 or 2, a quarter of a unit more is allowed.
+    """
     (elu,) = (a for a in ACTIVATIONS if a.saved is Saved.INPUT)
-    x = -torch.logspace(-30, 1.9, 4096, device=device)
-    check(elu, x, torch.ones_like(x), 0.5)
+    x = elu_inputs(dtype).to(device).requires_grad_()
+    dy = torch.ones_like(x)
+    keep = mask(x.detach(), p)
+    y = fused(elu, x, p)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    x = x.detach()
+    for value, function, arguments in ((y, reference.forward, ()), (dx, reference.backward, (dy,))):
+        eager = function(elu, x, parameters(elu), p, keep, *arguments)
+        truth = function(elu, x.double(), parameters(elu), p, keep, *(a.double() for a in arguments))
+        ordinary = torch.isfinite(truth) & torch.isfinite(eager)
+        errors = [steps(v, truth)[ordinary].max() for v in (value, eager)]
+        assert errors[0] <= errors[1] + (0.25 if dtype is torch.float32 else 0)
+        assert torch.equal(value.isnan(), truth.isnan())
 
 
 @activations
 @dtypes
-def test_relu_and_leaky_need_no_input_for_backward(activation, dtype, device):
-    """Bytes kept, counted where autograd asks for them."""
+def test_bytes_kept_for_backward(activation, dtype, device):
+    """Counted where autograd asks for them, for a size that fills its tiles."""
     n = 2**15
     x = torch.randn(n, device=device, dtype=dtype, requires_grad=True)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        fused(activation, x, 0.5)
+        plan = random.eager_plan(n, dtype.itemsize, 132, 2048)
+        ops.fused(activation, x, parameters(activation), 0.5, random.Draw(SEED, OFFSET, plan), False)
     bits = {Saved.ALIVE: n // 8, Saved.FLAG: n // 4, Saved.INPUT: n // 8}[activation.saved]
     bits += n * dtype.itemsize if activation.saved is Saved.INPUT else 0
     assert sum(t.numel() * t.element_size() for t in kept) == bits
@@ -188,6 +212,7 @@ def test_positions_past_2_to_the_31(activation, vec, launch, monkeypatch):
         pytest.skip("picks one program of a grid, which only the interpreter can; test_cuda.py runs all")
     from triton.runtime import interpreter
 
+    torch.use_deterministic_algorithms(False)  # no poison: it would touch all the memory
     far = 2**32
     n = far + 4096 + (1 if vec == 1 else 0)
     x = torch.empty(n, dtype=torch.float16)
@@ -195,9 +220,13 @@ def test_positions_past_2_to_the_31(activation, vec, launch, monkeypatch):
     assert plan.vec == vec
     iteration = far // (256 * plan.blocks * launch.lanes(vec))
     set_index = interpreter.interpreter_builder.set_grid_idx
-    monkeypatch.setattr(
-        interpreter.interpreter_builder, "set_grid_idx", lambda i, j, k: set_index(i, j + iteration, k)
-    )
+    set_size = interpreter.interpreter_builder.set_grid_dim
+    shifted = {
+        "set_grid_idx": lambda i, j, k: set_index(i, j + iteration, k),
+        "set_grid_dim": lambda i, j, k: set_size(i, j + iteration, k),
+    }
+    for name, function in shifted.items():
+        monkeypatch.setattr(interpreter.interpreter_builder, name, function)
     programs, _, _ = launch.grid(n, plan)
     monkeypatch.setattr(launch, "grid", lambda n, plan: (programs, 1, 1))
     # Only the one iteration's elements are written: words far out, results near the end.
@@ -206,7 +235,6 @@ def test_positions_past_2_to_the_31(activation, vec, launch, monkeypatch):
     here = slice(far, far + 4096)
     x[here] = torch.randn(4096).half()
     y[here] = torch.nan
-    torch.use_deterministic_algorithms(False)
     launch.forward(activation, x, y, bits, 0.3, 0.3, random.Draw(SEED, OFFSET, plan))
 
     e = torch.arange(far, far + 4096)

@@ -88,7 +88,7 @@ def draw(input: Tensor) -> Draw:
 
 def to_float32(value: float) -> float:
     """`value` rounded to float32; OverflowError where that has no finite value."""
-    return struct.unpack("f", struct.pack("f", value))[0]
+    return struct.unpack("<f", struct.pack("<f", value))[0]
 
 
 @functools.lru_cache(maxsize=4096)

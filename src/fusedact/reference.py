@@ -23,12 +23,15 @@ def composition(
     inplace: bool,
 ) -> Tensor:
     """`dropout(act(input), p)`; with `inplace`, in the input's buffer."""
-    if not training or p == 0:
-        return activation.eager(input, *parameters, inplace=inplace)
-    if inplace:
+    if inplace and input.requires_grad and torch.is_grad_enabled():
         # Autograd refuses to overwrite what an activation saved, so it saves a copy's.
-        return input.copy_(F.dropout(activation.eager(input.clone(), *parameters), p))
-    return F.dropout(activation.eager(input, *parameters), p)
+        return input.copy_(composition(activation, input.clone(), parameters, p, training, False))
+    value = activation.eager(input, *parameters, inplace=inplace)
+    if not training or p == 0:
+        return value
+    # Not in place: on a GPU that would draw another mask.
+    result = F.dropout(value, p)
+    return input.copy_(result) if inplace else result
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int, rounds: int = 10) -> list[Tensor]:

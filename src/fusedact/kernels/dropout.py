@@ -76,11 +76,13 @@ def _unpack(words, LANES: tl.constexpr):
 
 
 @triton.jit
-def _scalar(value, ARITHMETIC: tl.constexpr):
+def _scalars(scale, param, scaled, ARITHMETIC: tl.constexpr):
     # A float argument reaches a kernel as float32: float64 travels as its 64 bits.
     if ARITHMETIC == tl.float64:
-        value = value.to(tl.int64).to(tl.float64, bitcast=True)
-    return value
+        scale = scale.to(tl.int64).to(tl.float64, bitcast=True)
+        param = param.to(tl.int64).to(tl.float64, bitcast=True)
+        scaled = scaled.to(tl.int64).to(tl.float64, bitcast=True)
+    return scale, param, scaled
 
 
 @triton.jit
@@ -112,7 +114,7 @@ def _random(idx, k, seed_low, seed_high, call_low, call_high, VEC: tl.constexpr,
 
 
 @triton.jit(
-    do_not_specialize=["n", "blocks", "seed_low", "seed_high", "call_low", "call_high", "threshold", "scale", "param"]
+    do_not_specialize=["n", "blocks", "seed_low", "seed_high", "call_low", "call_high", "threshold", "scale", "param", "scaled"]
 )
 def forward_kernel(
     x_ptr,
@@ -127,6 +129,7 @@ def forward_kernel(
     threshold: "i32",
     scale,
     param,
+    scaled,
     FORWARD: tl.constexpr,
     SAVES_FLAG: tl.constexpr,
     MERGES_FLAG: tl.constexpr,
@@ -144,9 +147,8 @@ def forward_kernel(
     x = tl.load(x_ptr + base + offsets, mask=inside, other=0.0).to(ARITHMETIC)
     random = _random(idx, k, seed_low, seed_high, call_low, call_high, VEC, LANES)
     keep = random < threshold.to(tl.uint32, bitcast=True)
-    value, flag = FORWARD(x, _scalar(param, ARITHMETIC), STORED)
-    # A product and not a select: a dropped inf or NaN is NaN, as in eager mode.
-    y = value * tl.where(keep, _scalar(scale, ARITHMETIC), 0.0)
+    scale, param, scaled = _scalars(scale, param, scaled, ARITHMETIC)
+    y, flag = FORWARD(x, keep, scale, param, scaled, STORED)
     tl.store(y_ptr + base + offsets, y.to(y_ptr.dtype.element_ty), mask=inside)
     PLANES: tl.constexpr = 2 if SAVES_FLAG else 1
     tl.store(bits_ptr + _word(k, 0, PLANES, COLUMNS), _pack(keep & flag if MERGES_FLAG else keep, LANES))
@@ -154,7 +156,7 @@ def forward_kernel(
         tl.store(bits_ptr + _word(k, 1, PLANES, COLUMNS), _pack(flag, LANES))
 
 
-@triton.jit(do_not_specialize=["n", "blocks", "scale", "param"])
+@triton.jit(do_not_specialize=["n", "blocks", "scale", "param", "scaled"])
 def backward_kernel(
     dy_ptr,
     x_ptr,
@@ -164,9 +166,9 @@ def backward_kernel(
     blocks: "i32",
     scale,
     param,
+    scaled,
     BACKWARD: tl.constexpr,
     SAVES_FLAG: tl.constexpr,
-    MERGES_FLAG: tl.constexpr,
     SAVES_INPUT: tl.constexpr,
     ARITHMETIC: tl.constexpr,
     STORED: tl.constexpr,
@@ -179,21 +181,15 @@ def backward_kernel(
     Bytes per element of b bytes: 2 b, 1/8 for each plane of bits, and b for x where it was saved.
     """
     k, _, base, offsets, inside = _tile(n, blocks, VEC, LANES, COLUMNS)
+    dy = tl.load(dy_ptr + base + offsets, mask=inside, other=0.0).to(ARITHMETIC)
     PLANES: tl.constexpr = 2 if SAVES_FLAG else 1
-    gradient = tl.load(dy_ptr + base + offsets, mask=inside, other=0.0).to(ARITHMETIC)
-    bit = _unpack(tl.load(bits_ptr + _word(k, 0, PLANES, COLUMNS)), LANES)
-    flag = bit
+    keep = _unpack(tl.load(bits_ptr + _word(k, 0, PLANES, COLUMNS)), LANES)
+    flag = keep
     if SAVES_FLAG:
         flag = _unpack(tl.load(bits_ptr + _word(k, 1, PLANES, COLUMNS)), LANES)
-    x = gradient
+    x = dy
     if SAVES_INPUT:
         x = tl.load(x_ptr + base + offsets, mask=inside, other=0.0).to(ARITHMETIC)
-    scale = _scalar(scale, ARITHMETIC)
-    if MERGES_FLAG:
-        # The bit is 0 for dropped and for dead elements alike; of a dead one eager's gradient is 0
-        # whatever dy is, so the select decides for 0.
-        gradient = tl.where(bit, gradient * scale, 0.0)
-    else:
-        gradient = gradient * tl.where(bit, scale, 0.0)
-    dx = BACKWARD(gradient, flag, x, _scalar(param, ARITHMETIC), STORED)
+    scale, param, scaled = _scalars(scale, param, scaled, ARITHMETIC)
+    dx = BACKWARD(dy, keep, flag, x, scale, param, scaled, STORED)
     tl.store(dx_ptr + base + offsets, dx.to(dx_ptr.dtype.element_ty), mask=inside)

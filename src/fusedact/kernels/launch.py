@@ -70,14 +70,18 @@ def _signed(word: int) -> int:
 
 
 @functools.lru_cache(maxsize=4096)
-def _scalar(value: float, double: bool) -> float | int:
-    """`value` as a kernel argument: float64 goes as the integer of the same bits."""
+def _scalars(scale: float, parameter: float, double: bool) -> tuple[float | int, ...]:
+    """Scale, parameter and their product as kernel arguments.
+
+    float64 goes as the integer of the same bits.
+    """
+    values = (scale, parameter, parameter * scale)
     if double:
-        return struct.unpack("q", struct.pack("d", value))[0]
+        return struct.unpack("<3q", struct.pack("<3d", *values))
     try:
-        return random.to_float32(value)
+        return tuple(random.to_float32(value) for value in values)
     except OverflowError:
-        raise ValueError(f"{value!r} is too large for the tensor's arithmetic, float32") from None
+        raise ValueError(f"{parameter!r} is too large for the tensor's arithmetic, float32") from None
 
 
 @functools.cache
@@ -86,7 +90,6 @@ def _specialisation(activation: Activation, direction: str, dtype: torch.dtype, 
     return {
         direction.upper(): getattr(activations, f"{activation.name}_{direction}"),
         "SAVES_FLAG": activation.saved is Saved.FLAG,
-        "MERGES_FLAG": activation.saved is Saved.ALIVE,
         "ARITHMETIC": tl.float64 if dtype is torch.float64 else tl.float32,
         "STORED": _TRITON_DTYPES[dtype],
         "VEC": vec,
@@ -114,8 +117,8 @@ def forward(
             _signed(call),
             _signed(call >> 32),
             _signed(random.keep_threshold(p, double)),
-            _scalar(random.scales(p, double)[0], double),
-            _scalar(parameter, double),
+            *_scalars(random.scales(p, double)[0], parameter, double),
+            MERGES_FLAG=activation.saved is Saved.ALIVE,
             **_specialisation(activation, "forward", x.dtype, draw.plan.vec),
         )
 
@@ -140,8 +143,7 @@ def backward(
             dx,
             dy.numel(),
             plan.blocks,
-            _scalar(random.scales(p, double)[1], double),
-            _scalar(parameter, double),
+            *_scalars(random.scales(p, double)[1], parameter, double),
             SAVES_INPUT=activation.saved is Saved.INPUT,
             **_specialisation(activation, "backward", dy.dtype, plan.vec),
         )
