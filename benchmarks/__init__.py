@@ -1,0 +1,1 @@
+"""Measurements: pytest-benchmark suites, the MNIST comparison and the machine-code report."""

@@ -1,0 +1,258 @@
+"""Three nets that differ in their activation, trained on MNIST with dropout: who learns, who dies?
+
+    python benchmarks/mnist.py
+
+trains 784-128-10 nets with ReLU, LeakyReLU and ELU, prints their loss and accuracy, and writes
+`activation_comparison.png` and `activation_comparison.json`.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import fusedact
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.mnist_data import DataError, Digits, load
+
+# Per activation: the fused module, and the eager modules that it stands for.
+NETS: dict[str, tuple[Callable[[float], nn.Module], Callable[[], nn.Module]]] = {
+    "ReLU": (fusedact.FusedReLUDropout, nn.ReLU),
+    "LeakyReLU": (fusedact.FusedLeakyDropout, nn.LeakyReLU),
+    "ELU": (fusedact.FusedELUDropout, nn.ELU),
+}
+
+
+def build(activation: str, hidden: int, p: float, backend: str) -> nn.Sequential:
+    """784-hidden-10, its middle fused or eager; the first layer is net[0]."""
+    fused, eager = NETS[activation]
+    first = nn.Linear(784, hidden)
+    middle = [fused(p)] if backend == "fused" else [eager(), nn.Dropout(p)]
+    return nn.Sequential(first, *middle, nn.Linear(hidden, 10))
+
+
+@torch.no_grad()
+def evaluate(net: nn.Sequential, digits: Digits) -> tuple[float, float]:
+    """Test accuracy in percent, and the fraction of hidden units that fire for no test image."""
+    net.eval()
+    right = (net(digits.test_images).argmax(1) == digits.test_labels).float().mean()
+    fires = (net[0](digits.test_images) > 0).any(0)
+    net.train()
+    return 100 * right.item(), 1 - fires.float().mean().item()
+
+
+def train(
+    activation: str, seed: int, digits: Digits, options: argparse.Namespace, progress: "tqdm[Any]"
+) -> dict[str, Any]:
+    """One net from one seed: its figures per epoch. The same seed gives every backend the same start."""
+    progress.set_description(f"{activation}, seed {seed}")
+    progress.write(f"{activation}, seed {seed}")
+    torch.manual_seed(seed)
+    device = digits.train_images.device
+    net = build(activation, options.hidden, options.p, options.backend).to(device)
+    model: Callable[[Tensor], Tensor] = torch.compile(net) if options.backend == "compile" else net
+    optimizer = torch.optim.Adam(net.parameters(), lr=options.lr)
+    order = torch.Generator().manual_seed(seed)
+    epochs = []
+    start = time.perf_counter()
+    for epoch in range(1, options.epochs + 1):
+        total = torch.zeros((), device=device)
+        permutation = torch.randperm(len(digits.train_labels), generator=order).to(device)
+        for batch in permutation.split(options.batch_size):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(digits.train_images[batch]), digits.train_labels[batch])
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            total += loss.detach() * len(batch)
+            progress.update()
+        accuracy, silent = evaluate(net, digits)
+        mean_loss = total.item() / len(digits.train_labels)
+        epochs.append({"epoch": epoch, "loss": mean_loss, "accuracy": accuracy, "never_fired": silent})
+        progress.write(f"Epoch {epoch}, Loss: {mean_loss:.4f}, Accuracy: {accuracy:.2f}%")
+    seconds = time.perf_counter() - start
+    return {"activation": activation, "seed": seed, "seconds": seconds, "epochs": epochs}
+
+
+def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and standard deviation over the seeds, per activation and epoch."""
+    rows = []
+    for activation in NETS:
+        mine = [run["epochs"] for run in runs if run["activation"] == activation]
+        for same_epoch in zip(*mine, strict=True):
+            row: dict[str, Any] = {"activation": activation, "epoch": same_epoch[0]["epoch"]}
+            for figure in ("loss", "accuracy", "never_fired"):
+                values = [epoch[figure] for epoch in same_epoch]
+                row[figure] = statistics.fmean(values)
+                row[f"{figure}_deviation"] = statistics.stdev(values) if len(values) > 1 else None
+            rows.append(row)
+    return rows
+
+
+def table(rows: list[dict[str, Any]], seeds: int) -> str:
+    """The last epoch's figures, as text."""
+
+    def cell(row: dict[str, Any], figure: str, factor: float, digits: int) -> str:
+        text = f"{factor * row[figure]:.{digits}f}"
+        deviation = row[f"{figure}_deviation"]
+        return text if deviation is None else f"{text} ± {factor * deviation:.{digits}f}"
+
+    last = max(row["epoch"] for row in rows)
+    lines = [f"{'activation':<12}{'loss':>18}{'accuracy, %':>18}{'never fired, %':>18}"]
+    for row in rows:
+        if row["epoch"] == last:
+            loss, accuracy = cell(row, "loss", 1, 4), cell(row, "accuracy", 1, 2)
+            lines.append(f"{row['activation']:<12}{loss:>18}{accuracy:>18}{cell(row, 'never_fired', 100, 1):>18}")
+    if seeds > 1:
+        lines.append(f"mean ± standard deviation over {seeds} seeds")
+    return "\n".join(lines)
+
+
+def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
+    """Loss, accuracy and silent units over the epochs, with a band of one standard deviation."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    panels = (
+        ("loss", 1, "training loss (cross-entropy)"),
+        ("accuracy", 1, "test accuracy (%)"),
+        ("never_fired", 100, "hidden units that fire for no test image (%)"),
+    )
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    for axis, (name, factor, label) in zip(axes, panels, strict=True):
+        for activation in NETS:
+            mine = [row for row in rows if row["activation"] == activation]
+            x = [row["epoch"] for row in mine]
+            y = [factor * row[name] for row in mine]
+            spread = [factor * (row[f"{name}_deviation"] or 0) for row in mine]
+            axis.plot(x, y, marker="o", label=activation)
+            low = [value - s for value, s in zip(y, spread, strict=True)]
+            high = [value + s for value, s in zip(y, spread, strict=True)]
+            axis.fill_between(x, low, high, alpha=0.2)
+        axis.set(xlabel="epoch", ylabel=label)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+    axes[2].set_ylim(bottom=0)
+    axes[0].legend()
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def describe_device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "torch": torch.__version__, "fusedact": fusedact.__version__}
+    try:
+        import triton
+    except ImportError:
+        return found
+    return {**found, "triton": triton.__version__}
+
+
+def _at_least(kind: type, low: float, strict: bool = False) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        value = kind(text)
+        if not (value > low if strict else value >= low) or value == float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not {'above' if strict else 'at least'} {low}")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+def _probability(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _device(text: str) -> torch.device:
+    try:
+        return torch.empty(0, device=text).device
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"{text}: {str(error).splitlines()[0]}") from None
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        description="Train nets with ReLU, LeakyReLU and ELU + dropout on MNIST and compare them.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    default_device = "cuda" if torch.cuda.is_available() else "cpu"
+    result.add_argument("--epochs", type=_at_least(int, 1), default=5)
+    result.add_argument("--batch-size", type=_at_least(int, 1), default=64)
+    result.add_argument("--hidden", type=_at_least(int, 1), default=128, help="units of the hidden layer")
+    result.add_argument("--p", type=_probability, default=0.5, help="dropout probability")
+    result.add_argument("--lr", type=_at_least(float, 0, strict=True), default=1e-3, help="Adam's learning rate")
+    result.add_argument("--seeds", type=_at_least(int, 0), nargs="+", default=[0], help="one net each")
+    result.add_argument("--device", type=_device, default=default_device)
+    result.add_argument("--backend", choices=("fused", "eager", "compile"), default="fused")
+    result.add_argument(
+        "--data", type=Path, metavar="DIR", help="MNIST in torchvision's layout, DIR/MNIST/raw/; else downloaded"
+    )
+    result.add_argument("--out", type=Path, metavar="DIR", default=Path("results"), help="where results go")
+    return result
+
+
+def main(arguments: list[str] | None = None) -> None:
+    command = parser()
+    options = command.parse_args(arguments)
+    if len(set(options.seeds)) != len(options.seeds):
+        command.error("argument --seeds: a seed stands twice")
+    try:
+        digits = load(options.data).to(options.device)
+        options.out.mkdir(parents=True, exist_ok=True)
+    except (DataError, OSError) as error:
+        command.exit(2, f"{command.prog}: error: {error}\n")
+    device = describe_device(options.device)
+    print(
+        f"{len(digits.train_labels)} training and {len(digits.test_labels)} test digits from {digits.source}; "
+        f"{options.backend} on {device}"
+    )
+    batches = -(-len(digits.train_labels) // options.batch_size)
+    runs = []
+    total = batches * options.epochs * len(NETS) * len(options.seeds)
+    with tqdm(total=total, unit="batch", disable=None, leave=False) as progress:
+        for activation in NETS:
+            for seed in options.seeds:
+                runs.append(train(activation, seed, digits, options, progress))
+    rows = summary(runs)
+    print(table(rows, len(options.seeds)))
+    result = {
+        "arguments": {name: str(v) if isinstance(v, Path | torch.device) else v for name, v in vars(options).items()},
+        "versions": versions(),
+        "device": device,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "data": {"source": digits.source, "train": len(digits.train_labels), "test": len(digits.test_labels)},
+        "seeds": options.seeds,
+        "runs": runs,
+        "summary": rows,
+    }
+    name = options.out / "activation_comparison"
+    name.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    sizes = f"784-{options.hidden}-10, p = {options.p}, {len(options.seeds)} seed(s)"
+    plot(rows, f"{sizes}, {digits.source}", name.with_suffix(".png"))
+    print(f"Written: {name.with_suffix('.png')} and {name.with_suffix('.json')}")
+
+
+if __name__ == "__main__":
+    main()
