@@ -11,9 +11,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--quick"):
         return
-    sizes = {item.callspec.params["n"] for item in items if hasattr(item, "callspec") and "n" in item.callspec.params}
+    sizes = {
+        item.callspec.params["n"]
+        for item in items
+        if hasattr(item, "callspec") and "n" in item.callspec.params
+    }
     kept = {min(sizes, default=0), max(sizes, default=0)}
-    dropped = [item for item in items if hasattr(item, "callspec") and item.callspec.params.get("n") not in kept]
+    dropped = [
+        item for item in items if hasattr(item, "callspec") and item.callspec.params.get("n") not in kept
+    ]
     config.hook.pytest_deselected(items=dropped)
     items[:] = [item for item in items if item not in dropped]
 

@@ -73,7 +73,7 @@ def train(
         for batch in permutation.split(options.batch_size):
             optimizer.zero_grad()
             loss = F.cross_entropy(model(digits.train_images[batch]), digits.train_labels[batch])
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             total += loss.detach() * len(batch)
             progress.update()
@@ -113,7 +113,9 @@ def table(rows: list[dict[str, Any]], seeds: int) -> str:
     for row in rows:
         if row["epoch"] == last:
             loss, accuracy = cell(row, "loss", 1, 4), cell(row, "accuracy", 1, 2)
-            lines.append(f"{row['activation']:<12}{loss:>18}{accuracy:>18}{cell(row, 'never_fired', 100, 1):>18}")
+            lines.append(
+                f"{row['activation']:<12}{loss:>18}{accuracy:>18}{cell(row, 'never_fired', 100, 1):>18}"
+            )
     if seeds > 1:
         lines.append(f"mean ± standard deviation over {seeds} seeds")
     return "\n".join(lines)
@@ -159,7 +161,11 @@ def describe_device(device: torch.device) -> str:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "torch": torch.__version__, "fusedact": fusedact.__version__}
+    found = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "fusedact": fusedact.__version__,
+    }
     try:
         import triton
     except ImportError:
@@ -202,12 +208,17 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--batch-size", type=_at_least(int, 1), default=64)
     result.add_argument("--hidden", type=_at_least(int, 1), default=128, help="units of the hidden layer")
     result.add_argument("--p", type=_probability, default=0.5, help="dropout probability")
-    result.add_argument("--lr", type=_at_least(float, 0, strict=True), default=1e-3, help="Adam's learning rate")
+    result.add_argument(
+        "--lr", type=_at_least(float, 0, strict=True), default=1e-3, help="Adam's learning rate"
+    )
     result.add_argument("--seeds", type=_at_least(int, 0), nargs="+", default=[0], help="one net each")
     result.add_argument("--device", type=_device, default=default_device)
     result.add_argument("--backend", choices=("fused", "eager", "compile"), default="fused")
     result.add_argument(
-        "--data", type=Path, metavar="DIR", help="MNIST in torchvision's layout, DIR/MNIST/raw/; else downloaded"
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="MNIST in torchvision's layout, DIR/MNIST/raw/; else downloaded",
     )
     result.add_argument("--out", type=Path, metavar="DIR", default=Path("results"), help="where results go")
     return result
@@ -225,8 +236,8 @@ def main(arguments: list[str] | None = None) -> None:
         command.exit(2, f"{command.prog}: error: {error}\n")
     device = describe_device(options.device)
     print(
-        f"{len(digits.train_labels)} training and {len(digits.test_labels)} test digits from {digits.source}; "
-        f"{options.backend} on {device}"
+        f"{len(digits.train_labels)} training and {len(digits.test_labels)} test digits "
+        f"from {digits.source}; {options.backend} on {device}"
     )
     batches = -(-len(digits.train_labels) // options.batch_size)
     runs = []
@@ -238,7 +249,9 @@ def main(arguments: list[str] | None = None) -> None:
     rows = summary(runs)
     print(table(rows, len(options.seeds)))
     result = {
-        "arguments": {name: str(v) if isinstance(v, Path | torch.device) else v for name, v in vars(options).items()},
+        "arguments": {
+            name: str(v) if isinstance(v, Path | torch.device) else v for name, v in vars(options).items()
+        },
         "versions": versions(),
         "device": device,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -7,7 +7,7 @@ import math
 import socket
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -34,8 +34,8 @@ class Digits:
     source: str
 
     def to(self, device: torch.device) -> "Digits":
-        fields = (self.train_images, self.train_labels, self.test_images, self.test_labels)
-        return Digits(*(field.to(device) for field in fields), self.source)
+        tensors = {name: value.to(device) for name, value in vars(self).items() if name != "source"}
+        return replace(self, **tensors)
 
 
 def load(directory: Path | None = None) -> Digits:
@@ -45,11 +45,13 @@ def load(directory: Path | None = None) -> Digits:
         DataError: `directory` lacks a file, or a file is damaged.
     """
     if directory is not None:
-        return _read(directory / "MNIST" / "raw", f"{directory}")
+        return _read(directory / "MNIST" / "raw", f"MNIST in {directory}/")
     failure = _download()
     if failure is None:
         return _read(_DOWNLOADS / "MNIST" / "raw", "MNIST, downloaded by torchvision")
-    print(f"MNIST can't be downloaded ({failure}): using the sample of 12,000 of its digits in {_SAMPLE.name}/.")
+    print(
+        f"MNIST can't be downloaded ({failure}): using the sample of 12,000 of its digits in {_SAMPLE.name}/."
+    )
     return _read(_SAMPLE, "the embedded sample of MNIST")
 
 
@@ -103,10 +105,14 @@ def _read_idx(path: Path, dimensions: int) -> Tensor:
         raise DataError(f"{path} can't be read: {error}") from None
     start = 4 + 4 * dimensions
     if len(content) < start or content[:4] != bytes((0, 0, 8, dimensions)):
-        raise DataError(f"{path} is damaged: it isn't an IDX file of unsigned bytes in {dimensions} dimensions")
+        raise DataError(
+            f"{path} is damaged: it isn't an IDX file of unsigned bytes in {dimensions} dimensions"
+        )
     shape = struct.unpack(f">{dimensions}I", content[4:start])
     if len(content) - start != math.prod(shape):
-        raise DataError(f"{path} is damaged: {len(content) - start} bytes where {shape} needs {math.prod(shape)}")
+        raise DataError(
+            f"{path} is damaged: {len(content) - start} bytes where {shape} needs {math.prod(shape)}"
+        )
     if len(content) == start:
         return torch.empty(shape, dtype=torch.uint8)
     return torch.frombuffer(bytearray(content[start:]), dtype=torch.uint8).view(shape)

@@ -1,12 +1,14 @@
-"""Fused against eager, `torch.compile` of eager, and a copy of the same bytes: `pytest benchmarks/ --benchmark-only`.
+"""Fused against eager, `torch.compile` of eager, and a copy of the same bytes.
 
-On a GPU every row is timed there, synchronised, over buffers that together exceed the L2 cache;
+`pytest benchmarks/ --benchmark-only`. On a GPU every row is timed there, synchronised, over buffers that together exceed the L2 cache;
 otherwise the same rows run on the CPU, where fused is the eager composition. `--quick` takes the
 smallest and the largest size only.
 """
 
+import functools
 import platform
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -47,7 +49,7 @@ def floor_bytes(activation: Activation, dtype: torch.dtype, n: int) -> dict[str,
     return {"forward": forward, "backward": backward, "both": forward + backward}
 
 
-def run(benchmark: Any, calls: list[Callable[[], Any]], moved: float, info: dict[str, Any]) -> None:
+def run(benchmark: Any, calls: Sequence[Callable[[], Any]], moved: float, info: dict[str, Any]) -> None:
     """Time the calls in turn, each until its work is done."""
     turn = iter(range(10**12))
 
@@ -101,7 +103,9 @@ def test_activation_dropout(
     n: int,
 ) -> None:
     if backend is compiled and not CUDA and n != SIZES[-1]:
-        pytest.skip("torch.compile on a CPU needs a C++ compiler and long: timed at the largest size only")
+        pytest.skip("torch.compile takes long to compile on a CPU: timed at the largest size only")
+    if backend is compiled and not CUDA and not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("torch.compile on a CPU needs a C++ compiler")
     function = backend(activation)
     inputs = [x.requires_grad_() for x in buffers(n, dtype)]
     gradient = torch.randn_like(inputs[0])
@@ -126,4 +130,5 @@ def test_copy(benchmark: Any, dtype: torch.dtype, n: int) -> None:
     sources = buffers(n, dtype)
     target = torch.empty_like(sources[0])
     info = {"backend": "copy", "dtype": str(dtype)[6:], "n": n}
-    run(benchmark, [lambda x=x: target.copy_(x) for x in sources], 2.0 * n * dtype.itemsize, info)
+    calls = [functools.partial(target.copy_, source) for source in sources]
+    run(benchmark, calls, 2.0 * n * dtype.itemsize, info)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fusedact import ops, random, reference
 from fusedact.activations import Activation, Saved
-from fusedact.functional import ACTIVATIONS
+from fusedact.functional import ACTIVATIONS as ACTIVATIONS
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 

@@ -66,6 +66,7 @@ LAYOUTS = {
     "misaligned": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),
     "sliced": lambda x: torch.cat([x, x], 3)[..., ::2],
     "expanded": lambda x: x[:, :1].expand(x.shape),
+    "negated": lambda x: torch._neg_view(-x),
     "0-d": lambda x: x[0, 0, 0, 0],
 }
 
@@ -254,8 +255,10 @@ def test_positions_past_2_to_the_31(activation, vec, launch, monkeypatch):
 def test_gradcheck(activation, device):
     x = torch.randn(3, 50, device=device, dtype=torch.float64)
     x = x[x.abs() > 1e-3].requires_grad_()  # away from the kink, where finite differences are wrong
+
     def function(x):
         return fused(activation, x, 0.3)
+
     assert torch.autograd.gradcheck(function, x)
     assert torch.autograd.gradgradcheck(function, x)
 

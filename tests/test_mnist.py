@@ -39,7 +39,9 @@ def run(folder, out, *arguments):
 
 
 def test_a_tiny_run(folder, tmp_path, capsys):
-    result = run(folder, tmp_path, "--epochs", "2", "--batch-size", "16", "--hidden", "8", "--seeds", "0", "1")
+    result = run(
+        folder, tmp_path, "--epochs", "2", "--batch-size", "16", "--hidden", "8", "--seeds", "0", "1"
+    )
     output = capsys.readouterr().out
     for net in ("ReLU", "LeakyReLU", "ELU"):
         for seed in (0, 1):
@@ -56,7 +58,9 @@ def test_a_tiny_run(folder, tmp_path, capsys):
 
 
 def test_backends_print_identical_figures(folder, tmp_path):
-    runs = [run(folder, tmp_path, "--epochs", "2", "--backend", backend)["runs"] for backend in ("fused", "eager")]
+    runs = [
+        run(folder, tmp_path, "--epochs", "2", "--backend", backend)["runs"] for backend in ("fused", "eager")
+    ]
     for one in (*runs[0], *runs[1]):
         del one["seconds"]
     assert runs[0] == runs[1]
@@ -82,7 +86,8 @@ def test_no_network(monkeypatch, capsys):
     monkeypatch.setattr(mnist_data, "_download", lambda: "no route to host")
     assert len(mnist_data.load().train_labels) == 10_000
     assert capsys.readouterr().out == (
-        "MNIST can't be downloaded (no route to host): using the sample of 12,000 of its digits in mnist_sample/.\n"
+        "MNIST can't be downloaded (no route to host): "
+        "using the sample of 12,000 of its digits in mnist_sample/.\n"
     )
 
 

@@ -154,7 +154,7 @@ def test_bad_flags(activation):
         MODULES[activation.name](rng="fats")
     with pytest.raises(ValueError, match="but got rng=None"):
         function(activation)(torch.ones(3), rng=None)
-    with pytest.raises(TypeError, match="inplace has to be True or False, but got inplace=0.2"):
+    with pytest.raises(TypeError, match=r"inplace has to be True or False, but got inplace=0\.2"):
         MODULES[activation.name](0.5, *parameters(activation), 0.2)
     with pytest.raises(TypeError, match="training has to be True or False, but got training=1"):
         function(activation)(torch.ones(3), training=1)

@@ -111,6 +111,4 @@ class FusedELUDropout(_FusedDropout):
         self.alpha = check_parameter("alpha", alpha)
 
     def forward(self, input: Tensor) -> Tensor:
-        return functional.elu_dropout(
-            input, self.p, self.alpha, self.training, self.inplace, rng=self.rng
-        )
+        return functional.elu_dropout(input, self.p, self.alpha, self.training, self.inplace, rng=self.rng)

@@ -1,7 +1,7 @@
 """The fused operation: which path a call takes, and its autograd."""
 
 import functools
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @functools.cache
-def kernels() -> ModuleType | None:
+def kernels() -> Any:
     """The module that launches the Triton kernels; None where Triton isn't installed."""
     try:
         from .kernels import launch
@@ -81,62 +81,64 @@ def fused(
 ) -> Tensor:
     """The fused kernels for a given draw, 0 < p < 1; differentiable."""
     parameter = parameters[0] if parameters else 0.0
-    dense = torch.ops.aten.is_non_overlapping_and_dense.default(input)
+    dense = torch.ops.aten.is_non_overlapping_and_dense.default(input) and not input.is_neg()
     if inplace and (not dense or activation.saved is Saved.INPUT):
         # Backward reads the input, or the kernel can't write where it stands.
         return input.copy_(fused(activation, input.clone(), parameters, p, draw, False))
-    if not dense:
-        # The copy's layout is the one that eager's activation would have given its output.
-        input = input.clone(memory_format=torch.preserve_format)
-    return _Fused.apply(input, activation, parameter, p, draw, inplace)  # type: ignore[no-any-return]
+    # A copy's layout is the one that eager's activation would have given its output.
+    x = input if dense else input.resolve_neg().clone(memory_format=torch.preserve_format)
+    output: Tensor = _Fused.apply(x, activation, parameter, p, draw, inplace)
+    return output
 
 
 class _Fused(torch.autograd.Function):
     """Forward and backward kernel, joined by the packed bits."""
 
     @staticmethod
-    def forward(ctx, input, activation, parameter, p, draw, inplace):  # type: ignore[no-untyped-def]
+    def forward(
+        ctx: Any, x: Tensor, activation: Activation, parameter: float, p: float, draw: Draw, inplace: bool
+    ) -> Tensor:
         launch = kernels()
-        output = input if inplace else torch.empty_like(input)
-        bits = launch.empty_bits(activation, input, draw.plan)
-        launch.forward(activation, input, output, bits, parameter, p, draw)
+        y = x if inplace else torch.empty_like(x)
+        bits = launch.empty_bits(activation, x, draw.plan)
+        launch.forward(activation, x, y, bits, parameter, p, draw)
         if inplace:
-            ctx.mark_dirty(input)
-        ctx.save_for_backward(bits, input if activation.saved is Saved.INPUT else None)
+            ctx.mark_dirty(x)
+        ctx.save_for_backward(bits, x if activation.saved is Saved.INPUT else None)
         ctx.activation, ctx.parameter, ctx.p, ctx.plan = activation, parameter, p, draw.plan
-        ctx.layout = (input.shape, input.stride())
-        return output
+        ctx.layout = (x.shape, x.stride())
+        return y
 
     @staticmethod
-    def backward(ctx, dy):  # type: ignore[no-untyped-def]
-        bits, input = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True
-            dx = _differentiable_backward(ctx, dy, bits, input)
-        else:
-            dx = _backward(ctx, dy, bits, input)
-        return dx, None, None, None, None, None
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        bits, x = ctx.saved_tensors
+        # Gradients are enabled here under create_graph=True.
+        function = _differentiable_backward if torch.is_grad_enabled() else _backward
+        return function(ctx, dy, x, bits), None, None, None, None, None
 
 
-def _backward(ctx, dy: Tensor, bits: Tensor, input: Tensor | None) -> Tensor:  # type: ignore[no-untyped-def]
+def _backward(ctx: Any, dy: Tensor, x: Tensor | None, bits: Tensor) -> Tensor:
     shape, stride = ctx.layout
     dx = torch.empty_strided(shape, stride, dtype=dy.dtype, device=dy.device)
-    if dy.stride() != stride:
-        # An expanded, sliced or transposed gradient: bring it into the order of the bits.
+    if dy.stride() != stride or dy.is_neg() or dy._is_zerotensor():
+        # An expanded, sliced or transposed gradient, or one without memory of its own: bring it into
+        # the order of the bits.
         dy = torch.empty_like(dx).copy_(dy)
-    kernels().backward(ctx.activation, dy, input, bits, dx, ctx.parameter, ctx.p, ctx.plan)  # type: ignore[union-attr]
+    kernels().backward(ctx.activation, dy, x, bits, dx, ctx.parameter, ctx.p, ctx.plan)
     return dx
 
 
-def _differentiable_backward(ctx, dy: Tensor, bits: Tensor, input: Tensor | None) -> Tensor:  # type: ignore[no-untyped-def]
-    if input is None:
-        return _Linear.apply(dy, ctx, bits)  # type: ignore[no-any-return]
-    launch = kernels()
-    keep = launch.unpack(bits, dy.numel(), ctx.plan)[0]  # type: ignore[union-attr]
-    keep = torch.as_strided(keep, *ctx.layout)
-    scale = random.scales(ctx.p, dy.dtype is torch.float64)[1]
-    parameters = (ctx.parameter,) if ctx.activation.parameter else ()
-    value = ctx.activation.eager(input, *parameters)
-    (dx,) = torch.autograd.grad(value, input, dy * keep * scale, create_graph=True)
+def _differentiable_backward(ctx: Any, dy: Tensor, x: Tensor | None, bits: Tensor) -> Tensor:
+    dx: Tensor
+    if x is None:
+        dx = _Linear.apply(dy, ctx, bits)
+    else:
+        # The composition with the mask that was drawn, through PyTorch's own derivatives.
+        keep = torch.as_strided(kernels().unpack(bits, x.numel(), ctx.plan)[0], *ctx.layout)
+        scale = random.scales(ctx.p, x.dtype is torch.float64)[1]
+        parameters = (ctx.parameter,) if ctx.activation.parameter else ()
+        value = ctx.activation.eager(x, *parameters)
+        (dx,) = torch.autograd.grad(value, x, dy * keep * scale, create_graph=True)
     return dx
 
 
@@ -144,12 +146,12 @@ class _Linear(torch.autograd.Function):
     """The backward of an activation that is linear on either side of 0: its own derivative."""
 
     @staticmethod
-    def forward(ctx, dy, fused_ctx, bits):  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, dy: Tensor, fused_ctx: Any, bits: Tensor) -> Tensor:
         ctx.fused_ctx = fused_ctx
         ctx.save_for_backward(bits)
-        return _backward(fused_ctx, dy, bits, None)
+        return _backward(fused_ctx, dy, None, bits)
 
     @staticmethod
-    def backward(ctx, ddx):  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:
         (bits,) = ctx.saved_tensors
         return _Linear.apply(ddx, ctx.fused_ctx, bits), None, None

@@ -88,7 +88,8 @@ def draw(input: Tensor) -> Draw:
 
 def to_float32(value: float) -> float:
     """`value` rounded to float32; OverflowError where that has no finite value."""
-    return struct.unpack("<f", struct.pack("<f", value))[0]
+    rounded: float = struct.unpack("<f", struct.pack("<f", value))[0]
+    return rounded
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,8 +1,9 @@
 """The mathematics of each activation: a pair of Triton functions `<name>_forward`, `<name>_backward`.
 
 Arithmetic is float32, or float64 for float64 tensors. `param` is the activation's one parameter and
-`scaled` its product with scale, rounded once; those without any ignore both. `STORED` is the dtype in which eager PyTorch would store the value
-between activation and dropout: an activation whose result should be eager's bits rounds to it.
+`scaled` its product with scale, rounded once; those without any ignore both. `STORED` is the dtype in
+which eager PyTorch would store the value between activation and dropout: an activation whose result
+should be eager's bits rounds to it.
 
 - `forward(x, keep, scale, param, scaled, STORED)` returns act(x) * (scale if keep else 0) and a flag, the
   bit of x that backward may be given. It multiplies and doesn't select, since a dropped inf or NaN

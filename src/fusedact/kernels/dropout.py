@@ -78,7 +78,7 @@ def _unpack(words, LANES: tl.constexpr):
 @triton.jit
 def _scalars(scale, param, scaled, ARITHMETIC: tl.constexpr):
     # A float argument reaches a kernel as float32: float64 travels as its 64 bits.
-    if ARITHMETIC == tl.float64:
+    if tl.float64 == ARITHMETIC:
         scale = scale.to(tl.int64).to(tl.float64, bitcast=True)
         param = param.to(tl.int64).to(tl.float64, bitcast=True)
         scaled = scaled.to(tl.int64).to(tl.float64, bitcast=True)
@@ -104,9 +104,7 @@ def _random(idx, k, seed_low, seed_high, call_low, call_high, VEC: tl.constexpr,
         words = tl.join(tl.join(a0, a2), tl.join(a1, a3))
     else:
         call += 1
-        b0, b1, b2, b3 = philox4x32(
-            call.to(tl.uint32), (call >> 32).to(tl.uint32), idx, zero, key0, key1, 10
-        )
+        b0, b1, b2, b3 = philox4x32(call.to(tl.uint32), (call >> 32).to(tl.uint32), idx, zero, key0, key1, 10)
         even = tl.join(tl.join(a0, b0), tl.join(a2, b2))
         odd = tl.join(tl.join(a1, b1), tl.join(a3, b3))
         words = tl.join(even, odd)
@@ -114,7 +112,18 @@ def _random(idx, k, seed_low, seed_high, call_low, call_high, VEC: tl.constexpr,
 
 
 @triton.jit(
-    do_not_specialize=["n", "blocks", "seed_low", "seed_high", "call_low", "call_high", "threshold", "scale", "param", "scaled"]
+    do_not_specialize=[
+        "n",
+        "blocks",
+        "seed_low",
+        "seed_high",
+        "call_low",
+        "call_high",
+        "threshold",
+        "scale",
+        "param",
+        "scaled",
+    ]
 )
 def forward_kernel(
     x_ptr,

@@ -1,7 +1,11 @@
-"""From tensors to kernel launches: shapes of grids and packed bits, and nothing of autograd."""
+"""From tensors to kernel launches: shapes of grids and packed bits, and nothing of autograd.
+
+Kernels launch on the tensor's own GPU; a CPU tensor is for Triton's interpreter.
+"""
 
 import functools
 import struct
+from typing import Any
 
 import torch
 import triton
@@ -85,7 +89,7 @@ def _scalars(scale: float, parameter: float, double: bool) -> tuple[float | int,
 
 
 @functools.cache
-def _specialisation(activation: Activation, direction: str, dtype: torch.dtype, vec: int) -> dict:
+def _specialisation(activation: Activation, direction: str, dtype: torch.dtype, vec: int) -> dict[str, Any]:
     """The compile-time arguments that both kernels take."""
     return {
         direction.upper(): getattr(activations, f"{activation.name}_{direction}"),
@@ -105,7 +109,7 @@ def forward(
     """Write y = dropout(act(x), p) and the packed bits; `x` and `y` dense in the same layout."""
     double = x.dtype is torch.float64
     call = draw.offset // 4
-    with _device_of(x):
+    with torch.cuda.device_of(x):
         forward_kernel[grid(x.numel(), draw.plan)](
             x,
             y,
@@ -135,7 +139,7 @@ def backward(
 ) -> None:
     """Write dx from dy, the packed bits and, if it was saved, x; all dense in the same layout."""
     double = dy.dtype is torch.float64
-    with _device_of(dy):
+    with torch.cuda.device_of(dy):
         backward_kernel[grid(dy.numel(), plan)](
             dy,
             x,
@@ -147,8 +151,3 @@ def backward(
             SAVES_INPUT=activation.saved is Saved.INPUT,
             **_specialisation(activation, "backward", dy.dtype, plan.vec),
         )
-
-
-def _device_of(tensor: Tensor) -> torch.cuda.device_of:
-    """Makes the tensor's GPU current; does nothing for a CPU tensor (Triton's interpreter)."""
-    return torch.cuda.device_of(tensor)

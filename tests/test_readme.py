@@ -1,0 +1,29 @@
+"""The README's code runs, and its figures are those of the committed raw results."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_there_are_blocks():
+    assert BLOCKS
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_code_blocks_run(block):
+    exec(compile(block, "README.md", "exec"), {})
+
+
+def test_mnist_table_is_the_committed_results():
+    mnist = pytest.importorskip("benchmarks.mnist", reason="needs the extra `mnist`")
+    path = ROOT / "benchmarks" / "results" / "mnist-cpu" / "activation_comparison.json"
+    result = json.loads(path.read_text())
+    table = mnist.table(result["summary"], len(result["seeds"]))
+    assert f"<!-- mnist -->\n```text\n{table}\n```\n<!-- /mnist -->" in README
+    assert result["summary"] == mnist.summary(result["runs"])
