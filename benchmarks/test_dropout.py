@@ -1,8 +1,8 @@
 """Fused against eager, `torch.compile` of eager, and a copy of the same bytes.
 
-`pytest benchmarks/ --benchmark-only`. On a GPU every row is timed there, synchronised, over buffers that together exceed the L2 cache;
-otherwise the same rows run on the CPU, where fused is the eager composition. `--quick` takes the
-smallest and the largest size only.
+`pytest benchmarks/ --benchmark-only`. On a GPU every row is timed there, synchronised, over buffers
+that together exceed the L2 cache; otherwise the same rows run on the CPU, where fused is the eager
+composition. `--quick` takes the smallest and the largest size only.
 """
 
 import functools
