@@ -204,21 +204,27 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    result.add_argument("--epochs", type=_at_least(int, 1), default=5)
-    result.add_argument("--batch-size", type=_at_least(int, 1), default=64)
+    result.add_argument("--epochs", type=_at_least(int, 1), default=5, help="passes over the digits")
+    result.add_argument("--batch-size", type=_at_least(int, 1), default=64, help="digits per step")
     result.add_argument("--hidden", type=_at_least(int, 1), default=128, help="units of the hidden layer")
     result.add_argument("--p", type=_probability, default=0.5, help="dropout probability")
     result.add_argument(
         "--lr", type=_at_least(float, 0, strict=True), default=1e-3, help="Adam's learning rate"
     )
     result.add_argument("--seeds", type=_at_least(int, 0), nargs="+", default=[0], help="one net each")
-    result.add_argument("--device", type=_device, default=default_device)
-    result.add_argument("--backend", choices=("fused", "eager", "compile"), default="fused")
+    result.add_argument("--device", type=_device, default=default_device, help="where to train")
+    result.add_argument(
+        "--backend",
+        choices=("fused", "eager", "compile"),
+        default="fused",
+        help="fused modules, eager ones, or eager ones under torch.compile",
+    )
     result.add_argument(
         "--data",
         type=Path,
         metavar="DIR",
-        help="MNIST in torchvision's layout, DIR/MNIST/raw/; else downloaded",
+        default=argparse.SUPPRESS,
+        help="MNIST in torchvision's layout, DIR/MNIST/raw/ (default: download it)",
     )
     result.add_argument("--out", type=Path, metavar="DIR", default=Path("results"), help="where results go")
     return result
@@ -226,7 +232,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     command = parser()
-    options = command.parse_args(arguments)
+    options = command.parse_args(arguments, argparse.Namespace(data=None))
     if len(set(options.seeds)) != len(options.seeds):
         command.error("argument --seeds: a seed stands twice")
     try:
@@ -262,7 +268,8 @@ def main(arguments: list[str] | None = None) -> None:
     }
     name = options.out / "activation_comparison"
     name.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    sizes = f"784-{options.hidden}-10, p = {options.p}, {len(options.seeds)} seed(s)"
+    seeds = "1 seed" if len(options.seeds) == 1 else f"{len(options.seeds)} seeds"
+    sizes = f"784-{options.hidden}-10, p = {options.p}, {seeds}"
     plot(rows, f"{sizes}, {digits.source}", name.with_suffix(".png"))
     print(f"Written: {name.with_suffix('.png')} and {name.with_suffix('.json')}")
 

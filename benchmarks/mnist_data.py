@@ -67,7 +67,7 @@ def _download() -> str | None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             MNIST(str(_DOWNLOADS), download=True)
     except (RuntimeError, OSError) as error:
-        return str(error).strip().splitlines()[0]
+        return " ".join(str(error).split()).rstrip(":")
     finally:
         socket.setdefaulttimeout(timeout)
     return None
