@@ -87,7 +87,7 @@ def _scalars(scale, param, scaled, ARITHMETIC: tl.constexpr):
 
 @triton.jit
 def _random(idx, k, seed_low, seed_high, call_low, call_high, VEC: tl.constexpr, LANES: tl.constexpr):
-    """The 32 random bits that PyTorch's dropout kernel compares with the keep probability."""
+    """The 32 random bits that PyTorch's dropout kernel compares with the keep probability, per lane."""
     zero = tl.zeros_like(idx).to(tl.uint32)
     idx = idx.to(tl.uint32)
     key0 = seed_low.to(tl.uint32, bitcast=True)
@@ -96,19 +96,45 @@ def _random(idx, k, seed_low, seed_high, call_low, call_high, VEC: tl.constexpr,
     call += call_low.to(tl.uint32, bitcast=True).to(tl.uint64)
     call += k.to(tl.uint64) * (2 if VEC == 8 else 1)
     a0, a1, a2, a3 = philox4x32(call.to(tl.uint32), (call >> 32).to(tl.uint32), idx, zero, key0, key1, 10)
-    # A join makes its arguments neighbours along a new last axis, so the last join is the lowest
-    # bit of the lane.
     if LANES == 2:
-        words = tl.join(a0, a1)
+        words = (a0, a1)
     elif LANES == 4:
-        words = tl.join(tl.join(a0, a2), tl.join(a1, a3))
+        words = (a0, a1, a2, a3)
     else:
         call += 1
         b0, b1, b2, b3 = philox4x32(call.to(tl.uint32), (call >> 32).to(tl.uint32), idx, zero, key0, key1, 10)
-        even = tl.join(tl.join(a0, b0), tl.join(a2, b2))
-        odd = tl.join(tl.join(a1, b1), tl.join(a3, b3))
-        words = tl.join(even, odd)
-    return tl.reshape(words, [idx.shape[0], idx.shape[1], LANES])
+        words = (a0, a1, a2, a3, b0, b1, b2, b3)
+    return words
+
+
+@triton.jit
+def _tile_of(words, LANES: tl.constexpr):
+    """The words as a tile whose last axis is the lane."""
+    # A join makes its arguments neighbours along a new last axis, so the last join is the lowest
+    # bit of the lane.
+    if LANES == 2:
+        tile = tl.join(words[0], words[1])
+    elif LANES == 4:
+        tile = tl.join(tl.join(words[0], words[2]), tl.join(words[1], words[3]))
+    else:
+        even = tl.join(tl.join(words[0], words[4]), tl.join(words[2], words[6]))
+        odd = tl.join(tl.join(words[1], words[5]), tl.join(words[3], words[7]))
+        tile = tl.join(even, odd)
+    return tl.reshape(tile, [words[0].shape[0], words[0].shape[1], LANES])
+
+
+@triton.jit
+def _pack_kept(words, threshold, LANES: tl.constexpr):
+    """What `_pack` gives for the tile of `words < threshold`, lane by lane.
+
+    A reduction of that tile would have a layout of its own, in which the compiler would draw all
+    numbers a second time; these columns are in the layout that they were drawn in.
+    """
+    places = (tl.arange(0, 32 // LANES) * LANES)[:, None]
+    packed = tl.zeros_like(words[0]).to(tl.int32)
+    for lane in tl.static_range(LANES):
+        packed += tl.where(words[lane] < threshold, 1 << (places + lane), 0)
+    return tl.sum(packed, axis=0)
 
 
 @triton.jit(
@@ -154,13 +180,15 @@ def forward_kernel(
     """
     k, idx, base, offsets, inside = _tile(n, blocks, VEC, LANES, COLUMNS)
     x = tl.load(x_ptr + base + offsets, mask=inside, other=0.0).to(ARITHMETIC)
-    random = _random(idx, k, seed_low, seed_high, call_low, call_high, VEC, LANES)
-    keep = random < threshold.to(tl.uint32, bitcast=True)
+    words = _random(idx, k, seed_low, seed_high, call_low, call_high, VEC, LANES)
+    threshold = threshold.to(tl.uint32, bitcast=True)
+    keep = _tile_of(words, LANES) < threshold
     scale, param, scaled = _scalars(scale, param, scaled, ARITHMETIC)
     y, flag = FORWARD(x, keep, scale, param, scaled, STORED)
     tl.store(y_ptr + base + offsets, y.to(y_ptr.dtype.element_ty), mask=inside)
     PLANES: tl.constexpr = 2 if SAVES_FLAG else 1
-    tl.store(bits_ptr + _word(k, 0, PLANES, COLUMNS), _pack(keep & flag if MERGES_FLAG else keep, LANES))
+    kept = _pack(keep & flag, LANES) if MERGES_FLAG else _pack_kept(words, threshold, LANES)
+    tl.store(bits_ptr + _word(k, 0, PLANES, COLUMNS), kept)
     if SAVES_FLAG:
         tl.store(bits_ptr + _word(k, 1, PLANES, COLUMNS), _pack(flag, LANES))
 
