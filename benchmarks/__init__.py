@@ -1,1 +1,1 @@
-"""Measurements: pytest-benchmark suites, the MNIST comparison and the machine-code report."""
+"""Measurements: the pytest-benchmark suite and the MNIST comparison."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import http.client
 import io
 import math
 import socket
@@ -66,8 +67,8 @@ def _download() -> str | None:
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             MNIST(str(_DOWNLOADS), download=True)
-    except (RuntimeError, OSError) as error:
-        return " ".join(str(error).split()).rstrip(":")
+    except (RuntimeError, OSError, http.client.HTTPException) as error:
+        return " ".join(str(error).split()).rstrip(":") or type(error).__name__
     finally:
         socket.setdefaulttimeout(timeout)
     return None

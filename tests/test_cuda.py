@@ -78,6 +78,8 @@ def test_equals_eager_on_other_layouts(activation, dtype):
         x[:, :1].expand(x.shape),
         x.flatten()[1:],
         x.flatten()[2:-6],
+        x[:5, :3, :7, :9].to(memory_format=torch.channels_last),
+        x[:5, :3, :7, :9].transpose(1, 3),
     ):
         assert_same(activation, view, 0.3)
     assert_same(activation, x, 0.3, dy=x.new_ones(()).expand(x.shape))

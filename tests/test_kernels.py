@@ -53,7 +53,7 @@ def test_values_and_gradients(activation, dtype, n, device):
 
 
 @activations
-@pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.9, 0.99, 1e-12, 1 - 1e-12])
+@pytest.mark.parametrize("p", [0.001, 0.1, 0.15, 0.5, 0.9, 0.99, 1e-12, 1 - 1e-12])
 def test_probabilities(activation, p, device):
     x, dy = torch.randn(2, 5000, device=device)
     check(activation, x, dy, p)
@@ -74,8 +74,9 @@ LAYOUTS = {
 @activations
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_layouts_of_the_input(activation, layout, dtype, device):
-    x = LAYOUTS[layout](torch.randn(3, 8, 10, 12, device=device).to(dtype))
+@pytest.mark.parametrize("shape", [(3, 8, 10, 12), (3, 5, 7, 9)], ids=["even", "odd"])
+def test_layouts_of_the_input(activation, layout, dtype, shape, device):
+    x = LAYOUTS[layout](torch.randn(shape, device=device).to(dtype))
     # What eager's activation returns: the layout that dropout then sees.
     dense = torch.relu(x).copy_(x)
     check(activation, x, torch.randn_like(dense), 0.3, dense)
@@ -186,8 +187,10 @@ def test_in_place(activation, device):
 @activations
 def test_in_place_on_a_leaf_is_autograds_own_error(activation, device):
     x = torch.randn(100, device=device, requires_grad=True)
+    before = x.detach().clone()
     with pytest.raises(RuntimeError, match="leaf Variable that requires grad"):
         fused(activation, x, 0.3, inplace=True)
+    assert torch.equal(x.detach(), before)
 
 
 def test_in_place_after_an_operation_that_saved_its_result_is_autograds_own_error(device):
@@ -249,6 +252,19 @@ def test_positions_past_2_to_the_31(activation, vec, launch, monkeypatch):
     launch.backward(activation, x, x, bits, dx, 0.3, 0.3, plan)
     expected = reference.backward(activation, x[here], parameters(activation), 0.3, keep, x[here])
     torch.testing.assert_close(dx[here], expected, rtol=0, atol=4e-3)
+
+
+@pytest.mark.parametrize("n", [40_000, 20_001])
+def test_iterations_over_two_axes_of_the_grid(n, device, launch, monkeypatch):
+    """As where more iterations are needed than one axis of a grid allows."""
+    monkeypatch.setattr(launch, "_AXIS", 2)
+    launch.grid.cache_clear()
+    x, dy = torch.randn(2, n, device=device)
+    try:
+        assert launch.grid(n, make_draw(x).plan)[2] > 1
+        check(ACTIVATIONS[1], x, dy, 0.3)
+    finally:
+        launch.grid.cache_clear()
 
 
 @activations

@@ -72,6 +72,7 @@ def emulate(n, p, dtype, seed, offset, multiprocessors, threads_per_multiprocess
 @pytest.mark.parametrize(
     ("n", "dtype", "alignment"),
     [
+        (2052, torch.bfloat16, 16),
         (1, torch.float32, 16),
         (255, torch.bfloat16, 16),
         (2056, torch.float16, 16),

@@ -1,6 +1,7 @@
 """The fused operation: which path a call takes, and its autograd."""
 
 import functools
+import importlib.util
 from typing import Any
 
 import torch
@@ -16,10 +17,10 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 @functools.cache
 def kernels() -> Any:
     """The module that launches the Triton kernels; None where Triton isn't installed."""
-    try:
-        from .kernels import launch
-    except ImportError:
+    if importlib.util.find_spec("triton") is None:
         return None
+    from .kernels import launch
+
     return launch
 
 
@@ -63,13 +64,17 @@ def check_rng(rng: str) -> str:
 
 
 def _runs_kernels(input: Tensor) -> bool:
-    # A subclass (DTensor, FakeTensor), a functorch transform and a compiler need operators they can
-    # see; a capturing graph needs a seed that each replay refreshes.
+    # A subclass (DTensor, FakeTensor), a functorch transform, forward-mode differentiation, a tracer
+    # and a compiler need operators they can see; a capturing graph needs a seed that each replay
+    # refreshes.
     return (
-        input.is_cuda
+        not torch.compiler.is_compiling()
+        and input.is_cuda
         and (type(input) is Tensor or type(input) is torch.nn.Parameter)
+        and not input.is_nested
+        and torch._C._get_tracing_state() is None
+        and torch.autograd.forward_ad._current_level < 0
         and input.numel() > 0
-        and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and not torch.cuda.is_current_stream_capturing()
         and kernels() is not None
@@ -82,13 +87,20 @@ def fused(
     """The fused kernels for a given draw, 0 < p < 1; differentiable."""
     parameter = parameters[0] if parameters else 0.0
     dense = torch.ops.aten.is_non_overlapping_and_dense.default(input) and not input.is_neg()
-    if inplace and (not dense or activation.saved is Saved.INPUT):
-        # Backward reads the input, or the kernel can't write where it stands.
+    # At vec 1 eager numbers the elements in logical order, not in memory's.
+    ordered = draw.plan.vec > 1 or input.is_contiguous()
+    if inplace and (
+        not dense
+        or not ordered
+        or activation.saved is Saved.INPUT
+        or (input.is_leaf and input.requires_grad and torch.is_grad_enabled())
+    ):
+        # The kernel can't write where it stands, backward reads it, or autograd is about to refuse.
         return input.copy_(fused(activation, input.clone(), parameters, p, draw, False))
     # A copy's layout is the one that eager's activation would have given its output.
-    x = input if dense else input.resolve_neg().clone(memory_format=torch.preserve_format)
-    output: Tensor = _Fused.apply(x, activation, parameter, p, draw, inplace)
-    return output
+    x = input if dense else input.clone(memory_format=torch.preserve_format)
+    output: Tensor = _Fused.apply(x if ordered else x.contiguous(), activation, parameter, p, draw, inplace)
+    return output if ordered else torch.empty_like(x).copy_(output)
 
 
 class _Fused(torch.autograd.Function):

@@ -8,6 +8,7 @@ that `Dropout` would have dropped and leaves the generator where it would have l
 
 import functools
 import struct
+import threading
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,8 @@ RNGS = ("eager",)
 
 _BLOCK = 256  # threads per block of PyTorch's dropout kernel
 _UNROLL = 4  # numbers per Philox call
+
+_lock = threading.Lock()  # two threads' calls on one GPU must not share numbers
 
 
 class Plan(NamedTuple):
@@ -81,8 +84,9 @@ def draw(input: Tensor) -> Draw:
     index = input.get_device()
     plan = eager_plan(input.numel(), input.element_size(), *_processors(index))
     generator = torch.cuda.default_generators[index]
-    offset = generator.get_offset()
-    generator.set_offset(offset + plan.increment)
+    with _lock:
+        offset = generator.get_offset()
+        generator.set_offset(offset + plan.increment)
     return Draw(generator.initial_seed(), offset, plan)
 
 

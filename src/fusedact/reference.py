@@ -52,7 +52,9 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int, rounds
 
 
 def eager_words(e: Tensor, plan: Plan, seed: int, offset: int) -> Tensor:
-    """The random words that PyTorch's dropout kernel gives the elements at `e`, places in memory.
+    """The random words that PyTorch's dropout kernel gives the elements at `e`.
+
+    `e` are places in memory; at vec 1, in the tensor's logical (row-major) order.
 
     Both are int64 tensors of one dimension; words are in [0, 2**32).
     """
@@ -80,6 +82,8 @@ def eager_mask(
     alignment: int = 16,
 ) -> Tensor:
     """Which elements `torch.nn.Dropout(p)` keeps on a GPU: bool [n], in memory order.
+
+    Where the plan's vec is 1 (an odd n, say), in the tensor's logical order.
 
     Args:
         n: elements of a dense tensor, at least 1.

@@ -40,13 +40,13 @@ def _tile(n, blocks, VEC: tl.constexpr, LANES: tl.constexpr, COLUMNS: tl.constex
     if VEC == 1:
         base = k.to(tl.int64) * (threads * 4)
         offsets = idx[:, :, None] + lane * threads
-        left = tl.minimum(n.to(tl.int64) - base, 4 * threads).to(tl.int32)
+        left = tl.maximum(tl.minimum(n.to(tl.int64) - base, 4 * threads), 0).to(tl.int32)
         inside = (idx < threads)[:, :, None] & (offsets < left)
     else:
         chunk = k.to(tl.int64) * threads
         base = chunk * VEC
         offsets = idx[:, :, None] * VEC + lane
-        left = tl.minimum(n.to(tl.int64) // VEC - chunk, threads).to(tl.int32)
+        left = tl.maximum(tl.minimum(n.to(tl.int64) // VEC - chunk, threads), 0).to(tl.int32)
         inside = (idx < left)[:, :, None]
     return k, idx, base, offsets, inside
 
