@@ -75,6 +75,25 @@ def test_never_fired_counts_units_that_no_test_image_fires(folder):
     assert before == pytest.approx(3 / 8)
 
 
+def test_evaluation_drops_nothing_and_training_goes_on(folder):
+    digits = mnist_data.load(folder)
+    net = mnist.build("ReLU", 64, 0.9, "fused")
+    assert mnist.evaluate(net, digits) == mnist.evaluate(net, digits)
+    assert net.training
+    net.eval()
+    accuracy = (net(digits.test_images).argmax(1) == digits.test_labels).float().mean().item()
+    assert mnist.evaluate(net, digits)[0] == pytest.approx(100 * accuracy)
+
+
+@pytest.mark.parametrize(
+    "option", [("--p", "0"), ("--lr", "0.01"), ("--hidden", "9"), ("--batch-size", "20")]
+)
+def test_options_count(option, folder, tmp_path):
+    runs = [run(folder, tmp_path, "--epochs", "1", *more)["runs"] for more in ((), option)]
+    for one, other in zip(*runs, strict=True):
+        assert one["epochs"] != other["epochs"]
+
+
 def test_the_sample_is_whole():
     digits = mnist_data._read(mnist_data._SAMPLE, "sample")
     assert digits.train_images.shape == (10_000, 784)
