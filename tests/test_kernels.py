@@ -121,7 +121,7 @@ def test_elu_is_no_less_accurate_than_eager(dtype, p, device):
     """The largest error against a float64 truth, both ways.
 
     In half precision it is at most eager's. In float32, where eager's exp on a CPU is within 0.6 of a
-    unit in the last place and a GPU's within 1 or 2, a quarter of a unit more is allowed.
+    unit in the last place and a GPU's within 1 or 2, half a unit more is allowed.
     """
     (elu,) = (a for a in ACTIVATIONS if a.saved is Saved.INPUT)
     x = elu_inputs(dtype).to(device).requires_grad_()
@@ -135,7 +135,7 @@ def test_elu_is_no_less_accurate_than_eager(dtype, p, device):
         truth = function(elu, x.double(), parameters(elu), p, keep, *(a.double() for a in arguments))
         ordinary = torch.isfinite(truth) & torch.isfinite(eager)
         errors = [steps(v, truth)[ordinary].max() for v in (value, eager)]
-        assert errors[0] <= errors[1] + (0.25 if dtype is torch.float32 else 0)
+        assert errors[0] <= errors[1] + (0.5 if dtype is torch.float32 else 0)
         assert torch.equal(value.isnan(), truth.isnan())
 
 
