@@ -1,8 +1,9 @@
 """The two kernels, activation + dropout forward and backward, for every activation and dtype.
 
 Both walk the same tile. A program owns GROUPS x COLUMNS counters of Philox and, for each, LANES
-elements: 32 elements for each of COLUMNS columns, so that a column's bits make one 32-bit word and,
-with a column to a thread, packing and unpacking need no other thread. Which elements those are
+elements: 32 elements for each of COLUMNS columns, so that a column's bits make one 32-bit word. Where
+the compiler gives a column to a thread (for VEC > 1, Triton 3.8 and later do), packing and unpacking
+need no other thread. Which elements those are
 follows the loop of PyTorch's own dropout kernel, whose masks this reproduces: with T = 256 * blocks
 threads, iteration k and thread idx, the elements are
 

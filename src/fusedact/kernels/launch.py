@@ -59,12 +59,9 @@ def unpack(bits: Tensor, n: int, plan: Plan) -> Tensor:
     # [iteration, program, plane, column, group, lane] -> [plane, iteration, idx, lane]
     flat = flat.view(first * second, programs, -1, COLUMNS, WORD // width, width)
     flat = flat.permute(2, 0, 1, 4, 3, 5).reshape(flat.shape[2], first * second, -1, width)
+    flat = flat[:, :, :threads]
     if plan.vec == 1:
-        # Lanes are a grid apart: fill idx up to the whole grid, then let lanes come before it.
-        flat = torch.nn.functional.pad(flat[:, :, :threads], (0, 0, 0, max(0, threads - flat.shape[2])))
-        flat = flat.transpose(2, 3)
-    else:
-        flat = flat[:, :, :threads]
+        flat = flat.transpose(2, 3)  # lanes are a whole grid apart
     return flat.reshape(flat.shape[0], -1)[:, :n].bool()
 
 
