@@ -86,11 +86,18 @@ def _scalars(scale: float, parameter: float, double: bool) -> tuple[float | int,
 
 
 @functools.cache
-def _specialisation(activation: Activation, direction: str, dtype: torch.dtype, vec: int) -> dict[str, Any]:
-    """The compile-time arguments that both kernels take."""
+def specialisation(activation: Activation, direction: str, dtype: torch.dtype, vec: int) -> dict[str, Any]:
+    """The compile-time arguments of the kernel of `direction`, "forward" or "backward"."""
+    saved = activation.saved
+    own = (
+        {"MERGES_FLAG": saved is Saved.ALIVE}
+        if direction == "forward"
+        else {"SAVES_INPUT": saved is Saved.INPUT}
+    )
     return {
+        **own,
         direction.upper(): getattr(activations, f"{activation.name}_{direction}"),
-        "SAVES_FLAG": activation.saved is Saved.FLAG,
+        "SAVES_FLAG": saved is Saved.FLAG,
         "ARITHMETIC": tl.float64 if dtype is torch.float64 else tl.float32,
         "STORED": _TRITON_DTYPES[dtype],
         "VEC": vec,
@@ -119,8 +126,7 @@ def forward(
             _signed(call >> 32),
             _signed(random.keep_threshold(p, double)),
             *_scalars(random.scales(p, double)[0], parameter, double),
-            MERGES_FLAG=activation.saved is Saved.ALIVE,
-            **_specialisation(activation, "forward", x.dtype, draw.plan.vec),
+            **specialisation(activation, "forward", x.dtype, draw.plan.vec),
         )
 
 
@@ -145,6 +151,5 @@ def backward(
             dy.numel(),
             plan.blocks,
             *_scalars(random.scales(p, double)[1], parameter, double),
-            SAVES_INPUT=activation.saved is Saved.INPUT,
-            **_specialisation(activation, "backward", dy.dtype, plan.vec),
+            **specialisation(activation, "backward", dy.dtype, plan.vec),
         )
