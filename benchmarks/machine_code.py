@@ -41,6 +41,7 @@ import torch
 from fusedact import random
 from fusedact.activations import Activation, Saved
 from fusedact.functional import ACTIVATIONS
+from fusedact.random import Plan
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 # By their names in the rows: the dtype, and Triton's name for it.
@@ -287,7 +288,7 @@ def _amd(compiled: Any) -> Binary:
     return Binary(program, compiled.metadata.shared, barriers, spills, said("vgpr_count"))
 
 
-def compile_kernel(kernel: str, activation: Activation, dtype_name: str, vec: int, target: str) -> Any:
+def compile_kernel(kernel: str, activation: Activation, dtype_name: str, plan: Plan, target: str) -> Any:
     """Triton's compiled kernel, specialised as the launcher would for aligned tensors."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -301,7 +302,7 @@ def compile_kernel(kernel: str, activation: Activation, dtype_name: str, vec: in
     # Tensors below 2 GiB, which on AMD take another kind of access, are the usual ones.
     attributes = [["tt.divisibility", 16]] + ([["tt.pointer_range", 32]] if amd else [])
     function = getattr(launch, f"{kernel}_kernel")
-    constants = dict(launch.specialisation(activation, kernel, dtype, vec))
+    constants = dict(launch.specialisation(activation, kernel, dtype, plan))
     options = {name: constants.pop(name) for name in tuple(constants) if name not in function.arg_names}
     if kernel == "backward" and activation.saved is not Saved.INPUT:
         constants["x_ptr"] = None
@@ -327,8 +328,8 @@ def measure(kernel: str, activation: Activation, dtype_name: str, rng: str, targ
 
     dtype, _ = DTYPES[dtype_name]
     # Any large GPU's plan: its number of multiprocessors is no compile-time argument.
-    plan = getattr(random, f"{rng}_plan")(2**24, dtype.itemsize, 132, 2048)
-    compiled = compile_kernel(kernel, activation, dtype_name, plan.vec, target)
+    plan = random.plan(rng, 2**24, dtype.itemsize, 132, 2048)
+    compiled = compile_kernel(kernel, activation, dtype_name, plan, target)
     binary = _amd(compiled) if target.startswith("gfx") else _nvidia(compiled)
     way = full_block(binary.program)
 

@@ -23,20 +23,36 @@ def parameters(activation: Activation) -> tuple[float, ...]:
     return (0.3,) if activation.parameter else ()
 
 
-def make_draw(x: Tensor, seed: int = SEED, offset: int = OFFSET) -> random.Draw:
-    return random.Draw(seed, offset, random.eager_plan(x.numel(), x.element_size(), *PROCESSORS))
+def make_plan(x: Tensor, rng: str = "eager") -> random.Plan:
+    return random.plan(rng, x.numel(), x.element_size(), *PROCESSORS)
 
 
-def mask(x: Tensor, p: float, seed: int = SEED, offset: int = OFFSET) -> Tensor:
-    """The oracle's mask in the shape of the dense tensor `x`: in memory order, at vec 1 in logical order."""
-    keep = reference.eager_mask(x.numel(), p, x.dtype, seed, offset, *PROCESSORS)
-    if make_draw(x).plan.vec == 1:
-        return keep.view(x.shape).to(x.device)
-    return torch.as_strided(keep, x.shape, x.stride()).to(x.device)
+def mask(x: Tensor, p: float, seed: int = SEED, offset: int = OFFSET, rng: str = "eager") -> Tensor:
+    """The oracle's mask in the shape of the dense tensor `x`, whose elements the mapping numbers."""
+    if rng == "fast":
+        keep = reference.fast_mask(x.numel(), p, seed, offset)
+    else:
+        keep = reference.eager_mask(x.numel(), p, x.dtype, seed, offset, *PROCESSORS)
+    if make_plan(x, rng).in_memory_order:
+        return torch.as_strided(keep, x.shape, x.stride()).to(x.device)
+    return keep.view(x.shape).to(x.device)
 
 
-def fused(activation: Activation, x: Tensor, p: float, inplace: bool = False, offset: int = OFFSET) -> Tensor:
-    return ops.fused(activation, x, parameters(activation), p, make_draw(x, offset=offset), inplace)
+def prepare(activation: Activation, x: Tensor, p: float, rng: str = "eager", plan: random.Plan | None = None):
+    parameter = parameters(activation)[0] if activation.parameter else 0.0
+    used = random.used_probability(p, rng)
+    return ops.kernels().prepare(activation, x.dtype, x.numel(), parameter, used, plan or make_plan(x, rng))
+
+
+def fused(
+    activation: Activation,
+    x: Tensor,
+    p: float,
+    inplace: bool = False,
+    offset: int = OFFSET,
+    rng: str = "eager",
+) -> Tensor:
+    return ops.fused(x, prepare(activation, x, p, rng), random.Draw(SEED, offset), inplace)
 
 
 def steps(value: Tensor, truth: Tensor) -> Tensor:

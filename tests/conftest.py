@@ -6,6 +6,7 @@ Triton is imported. Tests that need a GPU are skipped by the `cuda` fixture, whi
 
 import os
 
+import numpy
 import pytest
 import torch
 
@@ -14,10 +15,10 @@ if not torch.cuda.is_available():
 
 
 def _round_as_gpus_do() -> None:
-    """Mend two roundings of the interpreter.
+    """Mend three roundings of the interpreter.
 
-    It truncates float32 to bfloat16, where GPUs (and PyTorch) round to nearest even; and it rounds a
-    float32 fma's product, which float64 holds exactly.
+    It truncates float32 to bfloat16, where GPUs (and PyTorch) round to nearest even; it rounds a
+    float32 fma's product, which float64 holds exactly; and numpy's float32 exp2 varies with the CPU.
     """
     import triton.language as tl
     from triton.runtime import interpreter
@@ -41,7 +42,11 @@ def _round_as_gpus_do() -> None:
         wide = x.data.astype("float64") * y.data + z.data
         return interpreter.TensorHandle(wide.astype("float32"), x.dtype.scalar)
 
-    builder.cast_impl, builder.create_fma = cast_impl, create_fma
+    def create_exp2(self, x):
+        rounded = numpy.exp2(x.data.astype("float64")).astype(x.data.dtype)
+        return interpreter.TensorHandle(rounded, x.dtype.scalar)
+
+    builder.cast_impl, builder.create_fma, builder.create_exp2 = cast_impl, create_fma, create_exp2
 
 
 try:

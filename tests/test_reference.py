@@ -114,8 +114,8 @@ def test_scales():
 
 def test_plan():
     # 64 x 128 in bfloat16 on a GPU with 132 multiprocessors of 2048 threads
-    assert random.eager_plan(8192, 2, 132, 2048) == (8, 32, 4)
+    assert random.eager_plan(8192, 2, 132, 2048) == ("eager", 8, 8, 32, 4)
     # past one iteration of the grid: 2**26 elements, 132 * 8 blocks
-    assert random.eager_plan(2**26, 4, 132, 2048) == (4, 1056, 4 * (-(-(2**26) // (1056 * 1024))))
+    assert random.eager_plan(2**26, 4, 132, 2048) == ("eager", 4, 4, 1056, 4 * (-(-(2**26) // (1056 * 1024))))
     assert random.eager_plan(6, 8, *PROCESSORS).vec == 2
     assert random.eager_plan(2**33 + 1, 2, 132, 2048).vec == 1

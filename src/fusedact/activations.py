@@ -20,9 +20,9 @@ class Saved(enum.Enum):
     INPUT = "one bit: kept by dropout; and the input itself"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Activation:
-    """One activation.
+    """One activation; equal to itself alone.
 
     Attributes:
         name: of its functions: `<name>_dropout`, and `<name>_forward` and `<name>_backward` in
@@ -42,6 +42,8 @@ class Activation:
 
 def check_probability(p: float) -> float:
     """`p` as a float; ValueError unless it is a number in [0, 1]."""
+    if type(p) is float and 0.0 <= p <= 1.0:  # as nearly always: the general test is slow
+        return p
     if isinstance(p, numbers.Real) and not isinstance(p, bool) and 0 <= p <= 1:
         return float(p)
     raise ValueError(f"dropout probability has to be a number between 0 and 1, but got p={p!r}")
@@ -49,6 +51,8 @@ def check_probability(p: float) -> float:
 
 def check_parameter(name: str, value: float) -> float:
     """`value` as a float; ValueError unless it is a finite number."""
+    if type(value) is float and math.isfinite(value):
+        return value
     if isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     raise ValueError(f"{name} has to be a finite number, but got {name}={value!r}")

@@ -39,9 +39,25 @@ def activation_dropout(
     check_flag("training", training)
     check_flag("inplace", inplace)
     check_rng(rng)
-    if not training or p == 0 or p == 1 or not _runs_kernels(input):
-        return reference.composition(activation, input, parameters, p, training, inplace)
-    return fused(activation, input, parameters, p, random.draw(input), inplace)
+    if training and 0 < p < 1 and _runs_kernels(input):
+        parameter = parameters[0] if parameters else 0.0
+        prepared = _prepared(activation, input.dtype, input.numel(), input.get_device(), parameter, p, rng)
+        if prepared is not None:
+            return fused(input, prepared, random.draw(input, prepared.plan), inplace)
+    return reference.composition(activation, input, parameters, p, training, inplace)
+
+
+@functools.lru_cache(maxsize=4096)
+def _prepared(
+    activation: Activation, dtype: torch.dtype, n: int, device: int, parameter: float, p: float, rng: str
+) -> Any:
+    """What the launches of a call need; None where no kernel can do what is asked, and eager PyTorch is to.
+
+    That is a parameter beyond float32, and a p that rounds to 0.
+    """
+    used = random.used_probability(p, rng)
+    plan = random.plan(rng, n, dtype.itemsize, *random.processors(device))
+    return kernels().prepare(activation, dtype, n, parameter, used, plan) if used > 0 else None
 
 
 def check_input(input: Tensor) -> None:
@@ -81,25 +97,23 @@ def _runs_kernels(input: Tensor) -> bool:
     )
 
 
-def fused(
-    activation: Activation, input: Tensor, parameters: tuple[float, ...], p: float, draw: Draw, inplace: bool
-) -> Tensor:
-    """The fused kernels for a given draw, 0 < p < 1; differentiable."""
-    parameter = parameters[0] if parameters else 0.0
-    dense = torch.ops.aten.is_non_overlapping_and_dense.default(input) and not input.is_neg()
-    # At vec 1 eager numbers the elements in logical order, not in memory's.
-    ordered = draw.plan.vec > 1 or input.is_contiguous()
+def fused(input: Tensor, prepared: Any, draw: Draw, inplace: bool) -> Tensor:
+    """The fused kernels, prepared for `input`, with the numbers that were drawn; differentiable."""
+    contiguous = input.is_contiguous()
+    dense = contiguous or torch.ops.aten.is_non_overlapping_and_dense.default(input)
+    dense = dense and not input.is_neg()
+    ordered = contiguous or prepared.plan.in_memory_order
     if inplace and (
         not dense
         or not ordered
-        or activation.saved is Saved.INPUT
+        or prepared.activation.saved is Saved.INPUT
         or (input.is_leaf and input.requires_grad and torch.is_grad_enabled())
     ):
         # The kernel can't write where it stands, backward reads it, or autograd is about to refuse.
-        return input.copy_(fused(activation, input.clone(), parameters, p, draw, False))
+        return input.copy_(fused(input.clone(), prepared, draw, False))
     # A copy's layout is the one that eager's activation would have given its output.
     x = input if dense else input.clone(memory_format=torch.preserve_format)
-    output: Tensor = _Fused.apply(x if ordered else x.contiguous(), activation, parameter, p, draw, inplace)
+    output: Tensor = _Fused.apply(x if ordered else x.contiguous(), prepared, draw, inplace)
     return output if ordered else torch.empty_like(x).copy_(output)
 
 
@@ -107,17 +121,13 @@ class _Fused(torch.autograd.Function):
     """Forward and backward kernel, joined by the packed bits."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, activation: Activation, parameter: float, p: float, draw: Draw, inplace: bool
-    ) -> Tensor:
-        launch = kernels()
+    def forward(ctx: Any, x: Tensor, prepared: Any, draw: Draw, inplace: bool) -> Tensor:
         y = x if inplace else torch.empty_like(x)
-        bits = launch.empty_bits(activation, x, draw.plan)
-        launch.forward(activation, x, y, bits, parameter, p, draw)
+        bits = kernels().forward(prepared, x, y, draw)
         if inplace:
             ctx.mark_dirty(x)
-        ctx.save_for_backward(bits, x if activation.saved is Saved.INPUT else None)
-        ctx.activation, ctx.parameter, ctx.p, ctx.plan = activation, parameter, p, draw.plan
+        ctx.save_for_backward(bits, x if prepared.activation.saved is Saved.INPUT else None)
+        ctx.prepared = prepared
         ctx.layout = (x.shape, x.stride())
         return y
 
@@ -126,17 +136,17 @@ class _Fused(torch.autograd.Function):
         bits, x = ctx.saved_tensors
         # Gradients are enabled here under create_graph=True.
         function = _differentiable_backward if torch.is_grad_enabled() else _backward
-        return function(ctx, dy, x, bits), None, None, None, None, None
+        return function(ctx, dy, x, bits), None, None, None
 
 
 def _backward(ctx: Any, dy: Tensor, x: Tensor | None, bits: Tensor) -> Tensor:
     shape, stride = ctx.layout
-    dx = torch.empty_strided(shape, stride, dtype=dy.dtype, device=dy.device)
     if dy.stride() != stride or dy.is_neg() or dy._is_zerotensor():
         # An expanded, sliced or transposed gradient, or one without memory of its own: bring it into
         # the order of the bits.
-        dy = torch.empty_like(dx).copy_(dy)
-    kernels().backward(ctx.activation, dy, x, bits, dx, ctx.parameter, ctx.p, ctx.plan)
+        dy = torch.empty_strided(shape, stride, dtype=dy.dtype, device=dy.device).copy_(dy)
+    dx = torch.empty_like(dy)
+    kernels().backward(ctx.prepared, dy, x, bits, dx)
     return dx
 
 
@@ -146,10 +156,10 @@ def _differentiable_backward(ctx: Any, dy: Tensor, x: Tensor | None, bits: Tenso
         dx = _Linear.apply(dy, ctx, bits)
     else:
         # The composition with the mask that was drawn, through PyTorch's own derivatives.
-        keep = torch.as_strided(kernels().unpack(bits, x.numel(), ctx.plan)[0], *ctx.layout)
-        scale = random.scales(ctx.p, x.dtype is torch.float64)[1]
-        parameters = (ctx.parameter,) if ctx.activation.parameter else ()
-        value = ctx.activation.eager(x, *parameters)
+        activation, parameter, p, plan = ctx.prepared[:4]
+        keep = torch.as_strided(kernels().unpack(bits, x.numel(), plan)[0], *ctx.layout)
+        scale = random.scales(p, x.dtype is torch.float64)[1]
+        value = activation.eager(x, *((parameter,) if activation.parameter else ()))
         (dx,) = torch.autograd.grad(value, x, dy * keep * scale, create_graph=True)
     return dx
 

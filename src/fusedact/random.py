@@ -1,9 +1,13 @@
-"""Where random numbers come from: PyTorch's generators, used as PyTorch's own dropout uses them.
+"""Where random numbers come from: PyTorch's generators, and two mappings from them to a mask.
 
-On a CUDA device `torch.nn.Dropout` numbers its threads, gives each a Philox4x32-10 sequence and
-advances the device generator's offset. `eager_plan` and `keep_threshold` restate its rules
-(aten/src/ATen/native/cuda/Dropout.cu, torch 2.7 and later), so that a fused call drops the elements
-that `Dropout` would have dropped and leaves the generator where it would have left it.
+- eager: on a CUDA device `torch.nn.Dropout` numbers its threads, gives each a Philox4x32-10 sequence
+  and advances the device generator's offset. `eager_plan` and `keep_threshold` restate its rules
+  (aten/src/ATen/native/cuda/Dropout.cu, torch 2.7 and later), so that a fused call drops the elements
+  that `Dropout` would have dropped and leaves the generator where it would have left it.
+- fast: 16 random bits per element from Philox4x32-7, half the numbers and less than half the
+  arithmetic. Philox4x32 passes all of TestU01's BigCrush from 7 rounds on (Salmon et al., SC 2011,
+  table 2); PyTorch's 10 are a margin. The mask is a function of seed, offset and the element's place in
+  memory alone, and the probability is rounded to a multiple of 2**-16, the scale with it.
 """
 
 import functools
@@ -14,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-RNGS = ("eager",)
+RNGS = ("eager", "fast")
 
 _BLOCK = 256  # threads per block of PyTorch's dropout kernel
 _UNROLL = 4  # numbers per Philox call
@@ -23,25 +27,33 @@ _lock = threading.Lock()  # two threads' calls on one GPU must not share numbers
 
 
 class Plan(NamedTuple):
-    """How PyTorch's dropout kernel walks a tensor.
+    """How a kernel walks a tensor.
 
     Attributes:
-        vec: consecutive elements that a thread takes at a time; at 1, elements a grid apart.
-        blocks: blocks of 256 threads in its grid.
+        rng: the mapping, one of `RNGS`.
+        vec: consecutive elements that exist or don't together; at 1, elements stand alone.
+        lanes: elements of a thread at a time.
+        blocks: eager's blocks of 256 threads; 0 for fast.
         increment: how far the call advances the generator's offset.
     """
 
+    rng: str
     vec: int
+    lanes: int
     blocks: int
     increment: int
 
+    @property
+    def in_memory_order(self) -> bool:
+        """Elements are numbered as they lie in memory; eager at vec 1 takes the tensor's logical order."""
+        return self.vec > 1 or self.rng == "fast"
+
 
 class Draw(NamedTuple):
-    """One call's numbers: the generator's seed and offset when it was made, and its plan."""
+    """One call's numbers: the generator's seed, and its offset before the call."""
 
     seed: int
     offset: int
-    plan: Plan
 
 
 @functools.lru_cache(maxsize=4096)
@@ -67,27 +79,45 @@ def eager_plan(
     while n % vec:
         vec //= 2
     calls = (n - 1) // (_BLOCK * blocks * _UNROLL) + 1
-    return Plan(vec, blocks, calls * _UNROLL)
+    return Plan("eager", vec, _UNROLL if vec == 1 else vec, blocks, calls * _UNROLL)
 
 
-@functools.cache
-def _processors(device_index: int) -> tuple[int, int]:
-    properties = torch.cuda.get_device_properties(device_index)
-    return properties.multi_processor_count, properties.max_threads_per_multi_processor
+@functools.lru_cache(maxsize=4096)
+def fast_plan(n: int, itemsize: int) -> Plan:
+    """The fast mapping's plan for a dense tensor of `n` elements of `itemsize` bytes.
+
+    Every element's counter holds its place, so that a call uses up one number of each sequence.
+    """
+    lanes = 16 // itemsize
+    return Plan("fast", 1 if n % lanes else lanes, lanes, 0, _UNROLL)
 
 
-def draw(input: Tensor) -> Draw:
+def plan(rng: str, n: int, itemsize: int, multiprocessors: int, threads_per_multiprocessor: int) -> Plan:
+    """The plan of the mapping `rng` for a new, dense tensor."""
+    if rng == "fast":
+        return fast_plan(n, itemsize)
+    return eager_plan(n, itemsize, multiprocessors, threads_per_multiprocessor)
+
+
+def used_probability(p: float, rng: str) -> float:
+    """The probability that a mapping uses for `p`, 0 < p < 1.
+
+    eager's is `p`. fast's is the nearest multiple of 2**-16, at most 2**-17 away, but never 1: one of
+    65,536 elements is kept even at a `p` where the nearest would leave nothing to scale up.
+    """
+    return min(round(p * 65536), 65535) / 65536 if rng == "fast" else p
+
+
+def draw(input: Tensor, plan: Plan) -> Draw:
     """Reserve the numbers for one call from the generator of `input`'s CUDA device.
 
     Host integers only: no kernel, no synchronisation.
     """
-    index = input.get_device()
-    plan = eager_plan(input.numel(), input.element_size(), *_processors(index))
-    generator = torch.cuda.default_generators[index]
+    generator = torch.cuda.default_generators[input.get_device()]
     with _lock:
         offset = generator.get_offset()
         generator.set_offset(offset + plan.increment)
-    return Draw(generator.initial_seed(), offset, plan)
+    return Draw(generator.initial_seed(), offset)
 
 
 def to_float32(value: float) -> float:
@@ -97,13 +127,16 @@ def to_float32(value: float) -> float:
 
 
 @functools.lru_cache(maxsize=4096)
-def keep_threshold(p: float, double: bool) -> int:
+def keep_threshold(p: float, double: bool, rng: str = "eager") -> int:
     """How many of the 2**32 random words mean "keep": those below it.
 
-    PyTorch makes a word r the uniform number float32(r) * 2**-32 + 2**-33, rounded to float32, and
-    keeps where that is below 1 - p, a float32 (for float64 tensors, `double`, a float64). It never
-    falls as r grows, so one unsigned comparison decides the same.
+    eager: PyTorch makes a word r the uniform number float32(r) * 2**-32 + 2**-33, rounded to float32,
+    and keeps where that is below 1 - p, a float32 (for float64 tensors, `double`, a float64). It never
+    falls as r grows, so one unsigned comparison decides the same. fast: an element's 16 bits are its
+    word's high ones, and `p` is `used_probability`'s.
     """
+    if rng == "fast":
+        return round((1.0 - p) * 2**32)
     bound = 1.0 - p if double else to_float32(1.0 - p)
     low, high = 0, 2**32
     while low < high:

@@ -1,8 +1,8 @@
-"""The contract, in plain PyTorch: the eager composition, and which elements PyTorch's dropout keeps.
+"""The contract, in plain PyTorch: the eager composition, and which elements a mapping keeps.
 
 `composition` is what every other path must equal, and the path taken where there is no GPU.
-`eager_mask` computes, on a CPU and for any GPU, the mask that `torch.nn.Dropout` draws there;
-`forward` and `backward` are the values that go with a given mask, bit for bit.
+`eager_mask` computes, on a CPU and for any GPU, the mask that `torch.nn.Dropout` draws there, and
+`fast_mask` that of rng="fast"; `forward` and `backward` are the values that go with a given mask.
 """
 
 import torch
@@ -100,26 +100,68 @@ def eager_mask(
     return eager_words(torch.arange(n), plan, seed, offset) < threshold
 
 
+def fast_numbers(e: Tensor, seed: int, offset: int) -> Tensor:
+    """The random 16 bits that the fast mapping gives the elements at `e`, places in memory.
+
+    Tiles of 4096 elements have 512 Philox4x32-7 counters; each has 4 words for 4 consecutive elements
+    of the tile's first half (a word's high 16 bits) and for those 2048 further (its low ones). Both
+    are int64 tensors of one dimension; numbers are in [0, 2**16).
+    """
+    tile, place = e // 4096, e % 4096
+    quad = tile * 512 + place % 2048 // 4
+    call = torch.full_like(e, offset // 4)
+    counter = (call & 0xFFFFFFFF, (call >> 32) & 0xFFFFFFFF, quad & 0xFFFFFFFF, quad >> 32)
+    words = torch.stack(philox4x32(counter, seed, rounds=7)).gather(0, (e % 4).unsqueeze(0)).squeeze(0)
+    return torch.where(place < 2048, words >> 16, words & 0xFFFF)
+
+
+def fast_mask(n: int, p: float, seed: int, offset: int) -> Tensor:
+    """Which elements rng="fast" keeps, on any GPU: bool [n], in memory order.
+
+    Args:
+        n: elements of a dense tensor.
+        p: probability of dropping an element, 0 < p < 1, rounded as `random.used_probability` does.
+        seed: the generator's `initial_seed()`.
+        offset: the generator's `get_offset()` before the call.
+    """
+    threshold = round((1.0 - random.used_probability(p, "fast")) * 65536)
+    return fast_numbers(torch.arange(n), seed, offset) < threshold
+
+
 def forward(
-    activation: Activation, input: Tensor, parameters: tuple[float, ...], p: float, keep: Tensor
+    activation: Activation,
+    input: Tensor,
+    parameters: tuple[float, ...],
+    p: float,
+    keep: Tensor,
+    rng: str = "eager",
 ) -> Tensor:
     """`dropout(act(input), p)` for the mask `keep` (bool, the input's shape), as a GPU computes it.
 
-    The activation is rounded to the dtype, then scaled in float32 (float64 for float64).
+    eager rounds the activation to the dtype, then scales it, in float32 (float64 for float64); fast
+    rounds once, at the end.
     """
     double = input.dtype is torch.float64
-    value = activation.eager(input, *parameters).to(torch.float64 if double else torch.float32)
+    wide = torch.float64 if double else torch.float32
+    value = activation.eager(input if rng == "eager" else input.to(wide), *parameters).to(wide)
     return (value * keep * random.scales(p, double)[0]).to(input.dtype)
 
 
 def backward(
-    activation: Activation, input: Tensor, parameters: tuple[float, ...], p: float, keep: Tensor, dy: Tensor
+    activation: Activation,
+    input: Tensor,
+    parameters: tuple[float, ...],
+    p: float,
+    keep: Tensor,
+    dy: Tensor,
+    rng: str = "eager",
 ) -> Tensor:
     """The gradient of `forward` with respect to `input`, for the upstream gradient `dy`."""
     double = input.dtype is torch.float64
-    wide = dy.to(torch.float64 if double else torch.float32)
-    dy = (wide * keep * random.scales(p, double)[1]).to(input.dtype)
+    wide = torch.float64 if double else torch.float32
+    stored = input.dtype if rng == "eager" else wide
+    dy = (dy.to(wide) * keep * random.scales(p, double)[1]).to(stored)
     with torch.enable_grad():
-        x = input.detach().requires_grad_()
+        x = input.detach().to(stored).requires_grad_()
         (dx,) = torch.autograd.grad(activation.eager(x, *parameters), x, dy)
-    return dx
+    return dx.to(input.dtype)

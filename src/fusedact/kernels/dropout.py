@@ -1,16 +1,22 @@
-"""The two kernels, activation + dropout forward and backward, for every activation and dtype.
+"""The two kernels, activation + dropout forward and backward, for every activation, dtype and mapping.
 
-Both walk the same tile. A program owns GROUPS x COLUMNS counters of Philox and, for each, LANES
-elements: 32 elements for each of COLUMNS columns, so that a column's bits make one 32-bit word. Where
-the compiler gives a column to a thread (for VEC > 1, Triton 3.8 and later do), packing and unpacking
-need no other thread. Which elements those are
-follows the loop of PyTorch's own dropout kernel, whose masks this reproduces: with T = 256 * blocks
-threads, iteration k and thread idx, the elements are
+Both walk the same tile. A program owns COLUMNS columns of 32 elements, one column per thread: GROUPS
+groups of LANES elements, each group one 16-byte access. A column's bits make one 32-bit word, the
+first element's bit the highest. Everything between the loads and the stores stands lane by lane, in
+tensors of one dimension, or in tiles joined of those: they have the layout in which the random
+numbers are drawn and the accesses are made, so nothing moves between threads (docs/kernels.md).
 
-    VEC > 1:  (k T + idx) VEC + lane      VEC consecutive elements, one 16-byte access
-    VEC = 1:  (4 k + lane) T + idx        the 4 words of one Philox call, T apart
+Which elements a program owns, and which random word each has, is the mapping's:
 
-The grid's first axis covers idx; the other two cover k, so that neither needs a division.
+- eager follows the loop of PyTorch's own dropout kernel, whose masks it reproduces. With
+  T = 256 * blocks threads, iteration k and thread idx, the elements are
+
+      VEC > 1:  (k T + idx) VEC + lane      VEC consecutive elements
+      VEC = 1:  (4 k + lane) T + idx        the 4 words of one Philox call, T apart
+
+  The grid's first axis covers idx; the other two cover k, so that neither needs a division.
+- fast takes TILE = 32 COLUMNS consecutive elements per program. A Philox call makes 8 numbers of
+  16 bits, for 4 consecutive elements and the 4 that lie TILE / 2 further.
 """
 
 import triton
@@ -21,59 +27,116 @@ from .philox import philox4x32
 COLUMNS = 128
 WARPS = 4
 WORD = 32
-
-
-def lanes(vec):
-    """Elements of one Philox counter (of one 16-byte access, but for vec = 1)."""
-    return 4 if vec == 1 else vec
+TILE = COLUMNS * WORD
 
 
 @triton.jit
-def _tile(n, blocks, VEC: tl.constexpr, LANES: tl.constexpr, COLUMNS: tl.constexpr):
-    """This program's iteration k, its idx, and its elements: a 64-bit base, 32-bit offsets, which exist."""
-    GROUPS: tl.constexpr = 32 // LANES
-    k = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
-    threads = blocks * 256
-    rows = tl.arange(0, GROUPS)[:, None]
-    columns = tl.arange(0, COLUMNS)[None, :]
-    idx = (tl.program_id(0) * GROUPS + rows) * COLUMNS + columns
-    lane = tl.arange(0, LANES)[None, None, :]
-    if VEC == 1:
-        base = k.to(tl.int64) * (threads * 4)
-        offsets = idx[:, :, None] + lane * threads
-        left = tl.maximum(tl.minimum(n.to(tl.int64) - base, 4 * threads), 0).to(tl.int32)
-        inside = (idx < threads)[:, :, None] & (offsets < left)
+def _origin(n, blocks, FAST: tl.constexpr, VEC: tl.constexpr, LANES: tl.constexpr, COLUMNS: tl.constexpr):
+    """Eager's iteration, this program's first idx in it, its first element, and how many there are from it.
+
+    Elements are counted in 64 bits, and from the first one on in 32.
+    """
+    if FAST:
+        k = 0
+        first = 0
+        base = tl.program_id(0).to(tl.int64) * (32 * COLUMNS)
+        left = tl.minimum(n - base, 32 * COLUMNS)
     else:
-        chunk = k.to(tl.int64) * threads
-        base = chunk * VEC
-        offsets = idx[:, :, None] * VEC + lane
-        left = tl.maximum(tl.minimum(n.to(tl.int64) // VEC - chunk, threads), 0).to(tl.int32)
-        inside = (idx < left)[:, :, None]
-    return k, idx, base, offsets, inside
+        k = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+        first = tl.program_id(0) * (32 // LANES * COLUMNS)
+        threads = blocks * 256
+        if VEC == 1:
+            base = k.to(tl.int64) * (threads * 4) + first
+            left = tl.minimum(n - base, 4 * threads - first)
+        else:
+            base = (k.to(tl.int64) * threads + first) * VEC
+            left = tl.minimum(n - base, (threads - first) * VEC)
+    return k, first, base, tl.maximum(left, 0).to(tl.int32)
+
+
+@triton.jit
+def _offsets(blocks, FAST: tl.constexpr, VEC: tl.constexpr, LANES: tl.constexpr, COLUMNS: tl.constexpr):
+    """Where group 0's elements are, from the program's first one: [COLUMNS, LANES]."""
+    columns = tl.arange(0, COLUMNS)[:, None]
+    lane = tl.arange(0, LANES)[None, :]
+    return columns + lane * (blocks * 256) if VEC == 1 and not FAST else columns * LANES + lane
+
+
+@triton.jit
+def _inside(
+    g,
+    offsets,
+    first,
+    left,
+    blocks,
+    FAST: tl.constexpr,
+    VEC: tl.constexpr,
+    LANES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Which elements of group g exist; where n is a multiple of VEC, all of an access or none."""
+    if VEC > 1:
+        inside = (tl.arange(0, COLUMNS) * LANES < left - g * COLUMNS * LANES)[:, None]
+    elif FAST:
+        inside = offsets < left - g * COLUMNS * LANES
+    else:
+        thread = first + g * COLUMNS + tl.arange(0, COLUMNS)
+        inside = (thread < blocks * 256)[:, None] & (offsets < left - g * COLUMNS)
+    return inside
+
+
+@triton.jit
+def _tile(lanes, COLUMNS: tl.constexpr, LANES: tl.constexpr):
+    """LANES tensors [COLUMNS] as one tile [COLUMNS, LANES]; moves nothing."""
+    # A join makes its arguments neighbours along a new last axis, so the last join is the lowest
+    # bit of the lane.
+    if LANES == 2:
+        tile = tl.join(lanes[0], lanes[1])
+    elif LANES == 4:
+        tile = tl.join(tl.join(lanes[0], lanes[2]), tl.join(lanes[1], lanes[3]))
+    else:
+        even = tl.join(tl.join(lanes[0], lanes[4]), tl.join(lanes[2], lanes[6]))
+        odd = tl.join(tl.join(lanes[1], lanes[5]), tl.join(lanes[3], lanes[7]))
+        tile = tl.join(even, odd)
+    return tl.reshape(tile, [COLUMNS, LANES])
+
+
+@triton.jit
+def _lanes(tile, COLUMNS: tl.constexpr, LANES: tl.constexpr):
+    """The inverse of `_tile`."""
+    if LANES == 2:
+        lanes = tl.split(tile)
+    elif LANES == 4:
+        even, odd = tl.split(tl.reshape(tile, [COLUMNS, 2, 2]))
+        a0, a2 = tl.split(even)
+        a1, a3 = tl.split(odd)
+        lanes = (a0, a1, a2, a3)
+    else:
+        even, odd = tl.split(tl.reshape(tile, [COLUMNS, 2, 2, 2]))
+        a04, a26 = tl.split(even)
+        a15, a37 = tl.split(odd)
+        a0, a4 = tl.split(a04)
+        a2, a6 = tl.split(a26)
+        a1, a5 = tl.split(a15)
+        a3, a7 = tl.split(a37)
+        lanes = (a0, a1, a2, a3, a4, a5, a6, a7)
+    return lanes
+
+
+@triton.jit
+def _unpack(words, g, COLUMNS: tl.constexpr, LANES: tl.constexpr):
+    """Group g's bits as a tile of booleans."""
+    bits = ()
+    for lane in tl.static_range(LANES):
+        bits = bits + (((words << (g * LANES + lane)) < 0),)
+    return _tile(bits, COLUMNS, LANES)
 
 
 @triton.jit
 def _word(k, plane, PLANES: tl.constexpr, COLUMNS: tl.constexpr):
     """Offsets of this program's words in the packed bits: its planes stand beside each other."""
-    program = k.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    program = tl.program_id(0) + tl.num_programs(0).to(tl.int64) * k
     return (program * PLANES + plane) * COLUMNS + tl.arange(0, COLUMNS)
-
-
-@triton.jit
-def _shifts(LANES: tl.constexpr):
-    """The place of each of a column's 32 elements in its word."""
-    rows = tl.arange(0, 32 // LANES)[:, None, None]
-    return rows * LANES + tl.arange(0, LANES)[None, None, :]
-
-
-@triton.jit
-def _pack(bit, LANES: tl.constexpr):
-    return tl.sum(tl.sum(tl.where(bit, 1 << _shifts(LANES), 0), axis=2), axis=0)
-
-
-@triton.jit
-def _unpack(words, LANES: tl.constexpr):
-    return (words[None, :, None] & (1 << _shifts(LANES))) != 0
 
 
 @triton.jit
@@ -87,55 +150,46 @@ def _scalars(scale, param, scaled, ARITHMETIC: tl.constexpr):
 
 
 @triton.jit
-def _random(idx, k, seed_low, seed_high, call_low, call_high, VEC: tl.constexpr, LANES: tl.constexpr):
-    """The 32 random bits that PyTorch's dropout kernel compares with the keep probability, per lane."""
-    zero = tl.zeros_like(idx).to(tl.uint32)
-    idx = idx.to(tl.uint32)
+def _eager_words(
+    g, k, first, seed_low, seed_high, call_low, call_high, LANES: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Per lane, the 32 random bits that PyTorch's dropout kernel compares with the keep probability."""
+    idx = (first + g * COLUMNS + tl.arange(0, COLUMNS)).to(tl.uint32)
+    zero = tl.zeros_like(idx)
     key0 = seed_low.to(tl.uint32, bitcast=True)
     key1 = seed_high.to(tl.uint32, bitcast=True)
     call = call_high.to(tl.uint32, bitcast=True).to(tl.uint64) << 32
     call += call_low.to(tl.uint32, bitcast=True).to(tl.uint64)
-    call += k.to(tl.uint64) * (2 if VEC == 8 else 1)
-    a0, a1, a2, a3 = philox4x32(call.to(tl.uint32), (call >> 32).to(tl.uint32), idx, zero, key0, key1, 10)
-    if LANES == 2:
-        words = (a0, a1)
-    elif LANES == 4:
-        words = (a0, a1, a2, a3)
-    else:
+    call += k.to(tl.uint64) * (2 if LANES == 8 else 1)
+    words = philox4x32(call.to(tl.uint32), (call >> 32).to(tl.uint32), idx, zero, key0, key1, 10)
+    if LANES == 8:
         call += 1
-        b0, b1, b2, b3 = philox4x32(call.to(tl.uint32), (call >> 32).to(tl.uint32), idx, zero, key0, key1, 10)
-        words = (a0, a1, a2, a3, b0, b1, b2, b3)
+        words = words + philox4x32(call.to(tl.uint32), (call >> 32).to(tl.uint32), idx, zero, key0, key1, 10)
     return words
 
 
 @triton.jit
-def _tile_of(words, LANES: tl.constexpr):
-    """The words as a tile whose last axis is the lane."""
-    # A join makes its arguments neighbours along a new last axis, so the last join is the lowest
-    # bit of the lane.
+def _fast_words(g, seed_low, seed_high, call_low, call_high, LANES: tl.constexpr, COLUMNS: tl.constexpr):
+    """Per lane 32 random bits: the high half for group g, the low one for the group TILE / 2 further."""
+    # 8 COLUMNS = TILE / 4 numbers of 4 elements each; half of them have a Philox call of their own.
+    quad = g * COLUMNS + tl.arange(0, COLUMNS)
+    quads = tl.program_id(0).to(tl.int64) * (4 * COLUMNS)
+    low = quads.to(tl.uint32)
+    high = (quads >> 32).to(tl.uint32)
+    key0 = seed_low.to(tl.uint32, bitcast=True)
+    key1 = seed_high.to(tl.uint32, bitcast=True)
+    call0 = call_low.to(tl.uint32, bitcast=True)
+    call1 = call_high.to(tl.uint32, bitcast=True)
     if LANES == 2:
-        tile = tl.join(words[0], words[1])
+        a0, a1, a2, a3 = philox4x32(call0, call1, low + (quad // 2).to(tl.uint32), high, key0, key1, 7)
+        words = (tl.where(quad % 2 == 0, a0, a2), tl.where(quad % 2 == 0, a1, a3))
     elif LANES == 4:
-        tile = tl.join(tl.join(words[0], words[2]), tl.join(words[1], words[3]))
+        words = philox4x32(call0, call1, low + quad.to(tl.uint32), high, key0, key1, 7)
     else:
-        even = tl.join(tl.join(words[0], words[4]), tl.join(words[2], words[6]))
-        odd = tl.join(tl.join(words[1], words[5]), tl.join(words[3], words[7]))
-        tile = tl.join(even, odd)
-    return tl.reshape(tile, [words[0].shape[0], words[0].shape[1], LANES])
-
-
-@triton.jit
-def _pack_kept(words, threshold, LANES: tl.constexpr):
-    """What `_pack` gives for the tile of `words < threshold`, lane by lane.
-
-    A reduction of that tile would have a layout of its own, in which the compiler would draw all
-    numbers a second time; these columns are in the layout that they were drawn in.
-    """
-    places = (tl.arange(0, 32 // LANES) * LANES)[:, None]
-    packed = tl.zeros_like(words[0]).to(tl.int32)
-    for lane in tl.static_range(LANES):
-        packed += tl.where(words[lane] < threshold, 1 << (places + lane), 0)
-    return tl.sum(packed, axis=0)
+        low += (2 * quad).to(tl.uint32)
+        words = philox4x32(call0, call1, low, high, key0, key1, 7)
+        words = words + philox4x32(call0, call1, low + 1, high, key0, key1, 7)
+    return words
 
 
 @triton.jit(
@@ -171,6 +225,7 @@ def forward_kernel(
     MERGES_FLAG: tl.constexpr,
     ARITHMETIC: tl.constexpr,
     STORED: tl.constexpr,
+    FAST: tl.constexpr,
     VEC: tl.constexpr,
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -179,19 +234,52 @@ def forward_kernel(
 
     Bytes per element of b bytes: 2 b, and 1/8 for each plane of bits.
     """
-    k, idx, base, offsets, inside = _tile(n, blocks, VEC, LANES, COLUMNS)
-    x = tl.load(x_ptr + base + offsets, mask=inside, other=0.0).to(ARITHMETIC)
-    words = _random(idx, k, seed_low, seed_high, call_low, call_high, VEC, LANES)
-    threshold = threshold.to(tl.uint32, bitcast=True)
-    keep = _tile_of(words, LANES) < threshold
+    GROUPS: tl.constexpr = 32 // LANES
+    STEP: tl.constexpr = COLUMNS if VEC == 1 and not FAST else COLUMNS * LANES
+    k, first, base, left = _origin(n, blocks, FAST, VEC, LANES, COLUMNS)
+    offsets = _offsets(blocks, FAST, VEC, LANES, COLUMNS)
+    x_ptr += base
+    y_ptr += base
     scale, param, scaled = _scalars(scale, param, scaled, ARITHMETIC)
-    y, flag = FORWARD(x, keep, scale, param, scaled, STORED)
-    tl.store(y_ptr + base + offsets, y.to(y_ptr.dtype.element_ty), mask=inside)
+    threshold = threshold.to(tl.uint32, bitcast=True)
+
+    xs = ()  # all loads are under way before the arithmetic starts
+    for g in tl.static_range(GROUPS):
+        inside = _inside(g, offsets, first, left, blocks, FAST, VEC, LANES, COLUMNS)
+        xs = xs + (tl.load(x_ptr + g * STEP + offsets, mask=inside),)
+
+    kept = tl.zeros([COLUMNS], tl.int32)
+    flagged = tl.zeros([COLUMNS], tl.int32)
+    drawn = ()
+    for g in tl.static_range(GROUPS):
+        if not FAST:
+            words = _eager_words(g, k, first, seed_low, seed_high, call_low, call_high, LANES, COLUMNS)
+        elif g < GROUPS // 2:
+            words = _fast_words(g, seed_low, seed_high, call_low, call_high, LANES, COLUMNS)
+            drawn = drawn + (words,)
+        else:
+            words = ()
+            for lane in tl.static_range(LANES):
+                words = words + (drawn[g - GROUPS // 2][lane] << 16,)
+        keeps = ()
+        for lane in tl.static_range(LANES):
+            keeps = keeps + (words[lane] < threshold,)
+        keep = _tile(keeps, COLUMNS, LANES)
+        y, flag = FORWARD(xs[g].to(ARITHMETIC), keep, scale, param, scaled, STORED)
+        inside = _inside(g, offsets, first, left, blocks, FAST, VEC, LANES, COLUMNS)
+        tl.store(y_ptr + g * STEP + offsets, y.to(y_ptr.dtype.element_ty), mask=inside)
+        flags = _lanes(flag, COLUMNS, LANES)
+        for lane in tl.static_range(LANES):
+            # Doubling keeps the compiler from gathering all comparisons first, for which there are too
+            # few predicate registers; it does that for a sum of `where(bit, 1 << place, 0)`.
+            bit = keeps[lane] & flags[lane] if MERGES_FLAG else keeps[lane]
+            kept = kept * 2 + bit.to(tl.int32)
+            if SAVES_FLAG:
+                flagged = flagged * 2 + flags[lane].to(tl.int32)
     PLANES: tl.constexpr = 2 if SAVES_FLAG else 1
-    kept = _pack(keep & flag, LANES) if MERGES_FLAG else _pack_kept(words, threshold, LANES)
     tl.store(bits_ptr + _word(k, 0, PLANES, COLUMNS), kept)
     if SAVES_FLAG:
-        tl.store(bits_ptr + _word(k, 1, PLANES, COLUMNS), _pack(flag, LANES))
+        tl.store(bits_ptr + _word(k, 1, PLANES, COLUMNS), flagged)
 
 
 @triton.jit(do_not_specialize=["n", "blocks", "scale", "param", "scaled"])
@@ -210,6 +298,7 @@ def backward_kernel(
     SAVES_INPUT: tl.constexpr,
     ARITHMETIC: tl.constexpr,
     STORED: tl.constexpr,
+    FAST: tl.constexpr,
     VEC: tl.constexpr,
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -218,16 +307,34 @@ def backward_kernel(
 
     Bytes per element of b bytes: 2 b, 1/8 for each plane of bits, and b for x where it was saved.
     """
-    k, _, base, offsets, inside = _tile(n, blocks, VEC, LANES, COLUMNS)
-    dy = tl.load(dy_ptr + base + offsets, mask=inside, other=0.0).to(ARITHMETIC)
-    PLANES: tl.constexpr = 2 if SAVES_FLAG else 1
-    keep = _unpack(tl.load(bits_ptr + _word(k, 0, PLANES, COLUMNS)), LANES)
-    flag = keep
-    if SAVES_FLAG:
-        flag = _unpack(tl.load(bits_ptr + _word(k, 1, PLANES, COLUMNS)), LANES)
-    x = dy
+    GROUPS: tl.constexpr = 32 // LANES
+    STEP: tl.constexpr = COLUMNS if VEC == 1 and not FAST else COLUMNS * LANES
+    k, first, base, left = _origin(n, blocks, FAST, VEC, LANES, COLUMNS)
+    offsets = _offsets(blocks, FAST, VEC, LANES, COLUMNS)
+    dy_ptr += base
+    dx_ptr += base
     if SAVES_INPUT:
-        x = tl.load(x_ptr + base + offsets, mask=inside, other=0.0).to(ARITHMETIC)
+        x_ptr += base
     scale, param, scaled = _scalars(scale, param, scaled, ARITHMETIC)
-    dx = BACKWARD(dy, keep, flag, x, scale, param, scaled, STORED)
-    tl.store(dx_ptr + base + offsets, dx.to(dx_ptr.dtype.element_ty), mask=inside)
+
+    PLANES: tl.constexpr = 2 if SAVES_FLAG else 1
+    kept = tl.load(bits_ptr + _word(k, 0, PLANES, COLUMNS))
+    flagged = kept
+    if SAVES_FLAG:
+        flagged = tl.load(bits_ptr + _word(k, 1, PLANES, COLUMNS))
+    dys = ()
+    xs = ()
+    for g in tl.static_range(GROUPS):
+        inside = _inside(g, offsets, first, left, blocks, FAST, VEC, LANES, COLUMNS)
+        dys = dys + (tl.load(dy_ptr + g * STEP + offsets, mask=inside),)
+        if SAVES_INPUT:
+            xs = xs + (tl.load(x_ptr + g * STEP + offsets, mask=inside),)
+
+    for g in tl.static_range(GROUPS):
+        keep = _unpack(kept, g, COLUMNS, LANES)
+        flag = _unpack(flagged, g, COLUMNS, LANES) if SAVES_FLAG else keep
+        dy = dys[g].to(ARITHMETIC)
+        x = xs[g].to(ARITHMETIC) if SAVES_INPUT else dy
+        dx = BACKWARD(dy, keep, flag, x, scale, param, scaled, STORED)
+        inside = _inside(g, offsets, first, left, blocks, FAST, VEC, LANES, COLUMNS)
+        tl.store(dx_ptr + g * STEP + offsets, dx.to(dx_ptr.dtype.element_ty), mask=inside)

@@ -5,18 +5,19 @@ Kernels launch on the tensor's own GPU; a CPU tensor is for Triton's interpreter
 
 import functools
 import struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import knobs
 
 from .. import random
 from ..activations import Activation, Saved
 from ..random import Draw, Plan
 from . import activations
-from .dropout import COLUMNS, WARPS, WORD, backward_kernel, forward_kernel, lanes
+from .dropout import COLUMNS, TILE, WARPS, WORD, backward_kernel, forward_kernel
 
 _TRITON_DTYPES = {
     torch.float16: tl.float16,
@@ -26,6 +27,13 @@ _TRITON_DTYPES = {
 }
 # Programs along a grid's second and third axis are limited to 65535 each.
 _AXIS = 32768
+# compiled.run(*grid, stream, function, packed_metadata, launch_metadata, enter_hook, exit_hook, *arguments)
+_KNOWN_LAUNCHER = (3, 6) <= tuple(int(part) for part in triton.__version__.split(".")[:2]) <= (3, 9)
+
+
+# On a machine without CUDA PyTorch has neither; kernels run in the interpreter there, without a launcher.
+_current_device = getattr(torch._C, "_cuda_getDevice", None)
+_current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
 
 def planes(activation: Activation) -> int:
@@ -33,62 +41,35 @@ def planes(activation: Activation) -> int:
     return 2 if activation.saved is Saved.FLAG else 1
 
 
-@functools.lru_cache(maxsize=4096)
 def grid(n: int, plan: Plan) -> tuple[int, int, int]:
-    """Programs along each axis: the first covers the threads of eager's grid, the others its loop."""
+    """Programs along each axis; of eager, the first covers the threads of its grid, the others its loop."""
+    if plan.rng == "fast":
+        return triton.cdiv(n, TILE), 1, 1
     threads = 256 * plan.blocks
-    iterations = triton.cdiv(n, threads * lanes(plan.vec))
-    programs = triton.cdiv(min(threads, triton.cdiv(n, plan.vec)), COLUMNS * WORD // lanes(plan.vec))
+    iterations = triton.cdiv(n, threads * plan.lanes)
+    programs = triton.cdiv(min(threads, triton.cdiv(n, plan.vec)), TILE // plan.lanes)
     return programs, min(iterations, _AXIS), triton.cdiv(iterations, _AXIS)
-
-
-def empty_bits(activation: Activation, like: Tensor, plan: Plan) -> Tensor:
-    """Room for the packed bits of a tensor: int32 [programs, planes, COLUMNS]."""
-    programs, first, second = grid(like.numel(), plan)
-    shape = (programs * first * second, planes(activation), COLUMNS)
-    return torch.empty(shape, dtype=torch.int32, device=like.device)
 
 
 def unpack(bits: Tensor, n: int, plan: Plan) -> Tensor:
     """The packed bits as bool [planes, n], in memory order (slow: for tests and double backward)."""
-    width = lanes(plan.vec)
-    threads = 256 * plan.blocks
     programs, first, second = grid(n, plan)
-    shifts = torch.arange(WORD, dtype=torch.int32, device=bits.device)
-    flat = (bits.unsqueeze(-1) >> shifts) & 1
+    places = torch.arange(WORD - 1, -1, -1, dtype=torch.int32, device=bits.device)
+    flat = (bits.unsqueeze(-1) >> places) & 1
     # [iteration, program, plane, column, group, lane] -> [plane, iteration, idx, lane]
-    flat = flat.view(first * second, programs, -1, COLUMNS, WORD // width, width)
-    flat = flat.permute(2, 0, 1, 4, 3, 5).reshape(flat.shape[2], first * second, -1, width)
-    flat = flat[:, :, :threads]
-    if plan.vec == 1:
-        flat = flat.transpose(2, 3)  # lanes are a whole grid apart
+    flat = flat.view(first * second, programs, -1, COLUMNS, WORD // plan.lanes, plan.lanes)
+    flat = flat.permute(2, 0, 1, 4, 3, 5).reshape(flat.shape[2], first * second, -1, plan.lanes)
+    if plan.rng == "eager":
+        flat = flat[:, :, : 256 * plan.blocks]
+        if plan.vec == 1:
+            flat = flat.transpose(2, 3)  # lanes are a whole grid apart
     return flat.reshape(flat.shape[0], -1)[:, :n].bool()
 
 
-def _signed(word: int) -> int:
-    word &= 0xFFFFFFFF
-    return word - 2**32 if word >= 2**31 else word
-
-
-@functools.lru_cache(maxsize=4096)
-def _scalars(scale: float, parameter: float, double: bool) -> tuple[float | int, ...]:
-    """Scale, parameter and their product as kernel arguments.
-
-    float64 goes as the integer of the same bits.
-    """
-    values = (scale, parameter, parameter * scale)
-    if double:
-        return struct.unpack("<3q", struct.pack("<3d", *values))
-    try:
-        return tuple(random.to_float32(value) for value in values)
-    except OverflowError:
-        raise ValueError(f"{parameter!r} is too large for the tensor's arithmetic, float32") from None
-
-
-@functools.cache
-def specialisation(activation: Activation, direction: str, dtype: torch.dtype, vec: int) -> dict[str, Any]:
-    """The compile-time arguments of the kernel of `direction`, "forward" or "backward"."""
+def specialisation(activation: Activation, direction: str, dtype: torch.dtype, plan: Plan) -> dict[str, Any]:
+    """The compile-time arguments of the kernel of `direction`, "forward" or "backward", and num_warps."""
     saved = activation.saved
+    arithmetic = tl.float64 if dtype is torch.float64 else tl.float32
     own = (
         {"MERGES_FLAG": saved is Saved.ALIVE}
         if direction == "forward"
@@ -98,58 +79,166 @@ def specialisation(activation: Activation, direction: str, dtype: torch.dtype, v
         **own,
         direction.upper(): getattr(activations, f"{activation.name}_{direction}"),
         "SAVES_FLAG": saved is Saved.FLAG,
-        "ARITHMETIC": tl.float64 if dtype is torch.float64 else tl.float32,
-        "STORED": _TRITON_DTYPES[dtype],
-        "VEC": vec,
-        "LANES": lanes(vec),
+        "ARITHMETIC": arithmetic,
+        "STORED": _TRITON_DTYPES[dtype] if plan.rng == "eager" else arithmetic,
+        "FAST": plan.rng == "fast",
+        "VEC": plan.vec,
+        "LANES": plan.lanes,
         "COLUMNS": COLUMNS,
         "num_warps": WARPS,
     }
 
 
-def forward(
-    activation: Activation, x: Tensor, y: Tensor, bits: Tensor, parameter: float, p: float, draw: Draw
-) -> None:
-    """Write y = dropout(act(x), p) and the packed bits; `x` and `y` dense in the same layout."""
-    double = x.dtype is torch.float64
-    call = draw.offset // 4
-    with torch.cuda.device_of(x):
-        forward_kernel[grid(x.numel(), draw.plan)](
-            x,
-            y,
-            bits,
-            x.numel(),
-            draw.plan.blocks,
-            _signed(draw.seed),
-            _signed(draw.seed >> 32),
-            _signed(call),
-            _signed(call >> 32),
-            _signed(random.keep_threshold(p, double)),
-            *_scalars(random.scales(p, double)[0], parameter, double),
-            **specialisation(activation, "forward", x.dtype, draw.plan.vec),
-        )
+class Kernel:
+    """A kernel with its compile-time arguments, launched on the GPU of its tensors.
+
+    `kernel[grid](...)` works out on every call what can't change between calls, which takes longer than
+    the kernel of a small tensor. This asks Triton once per GPU and alignment of the pointers (of what
+    is left, Triton specialises nothing) and from then on calls what Triton compiled. Where Triton is
+    to see every launch (hooks, debug modes, the interpreter), or is of a version whose launcher may
+    differ, it does.
+    """
+
+    def __init__(self, function: Any, constants: dict[str, Any]) -> None:
+        self._function = function
+        self._constants = constants
+        # The launcher takes compile-time arguments too, in their places, and skips them.
+        self._rest = tuple(constants[name] for name in function.arg_names if name in constants)
+        self._compiled: dict[Any, Any] = {}  # by GPU; by GPU and pointers where some are misaligned
+
+    def __call__(
+        self,
+        grid: tuple[int, int, int],
+        first: Tensor,
+        others: tuple[Tensor | None, ...],
+        scalars: tuple[float | int, ...],
+    ) -> None:
+        """Launch on the GPU of `first`, the kernel's first pointer, with the others and its scalars."""
+        device = first.get_device()
+        misaligned = first.data_ptr() & 15
+        for tensor in others:
+            if tensor is not None:
+                misaligned |= tensor.data_ptr() & 15
+        key = device if not misaligned else (device, *_misaligned(first, *others))
+        compiled = self._compiled.get(key)
+        if compiled is None or _watched():
+            with torch.cuda.device_of(first):
+                compiled = self._function[grid](first, *others, *scalars, **self._constants)
+            if _KNOWN_LAUNCHER and hasattr(compiled, "packed_metadata"):
+                self._compiled[key] = compiled
+            return
+        current = _current_device()
+        if current != device:
+            torch.cuda.set_device(device)
+        try:
+            # As JITFunction.run has it: the metadata and the two hooks are a profiler's, and there is none.
+            compiled.run(
+                *grid,
+                _current_stream(device),
+                compiled.function,
+                compiled.packed_metadata,
+                None,
+                None,
+                None,
+                first,
+                *others,
+                *scalars,
+                *self._rest,
+            )
+        finally:
+            if current != device:
+                torch.cuda.set_device(current)
 
 
-def backward(
-    activation: Activation,
-    dy: Tensor,
-    x: Tensor | None,
-    bits: Tensor,
-    dx: Tensor,
-    parameter: float,
-    p: float,
-    plan: Plan,
-) -> None:
+def _misaligned(*pointers: Tensor | None) -> tuple[bool, ...]:
+    """Which pointers are no multiples of 16: that is what Triton specialises them by."""
+    return tuple(tensor is not None and tensor.data_ptr() % 16 != 0 for tensor in pointers)
+
+
+def _watched() -> bool:
+    """Whether Triton has been asked to see or change launches."""
+    runtime = knobs.runtime
+    return bool(
+        runtime.launch_enter_hook.calls
+        or runtime.launch_exit_hook.calls
+        or runtime.debug
+        or knobs.compilation.instrumentation_mode
+    )
+
+
+class Prepared(NamedTuple):
+    """All that the launches for one layer and size need and no call changes."""
+
+    activation: Activation
+    parameter: float
+    p: float
+    plan: Plan
+    grid: tuple[int, int, int]
+    bits: tuple[int, int, int]  # int32 [programs, planes, COLUMNS]
+    walk: tuple[int, int]  # n, blocks
+    forward: Kernel
+    forward_scalars: tuple[float | int, ...]  # threshold, scale, parameter, their product
+    backward: Kernel
+    backward_scalars: tuple[float | int, ...]  # n, blocks, scale, parameter, their product
+
+
+def prepare(
+    activation: Activation, dtype: torch.dtype, n: int, parameter: float, p: float, plan: Plan
+) -> Prepared | None:
+    """What the launches need; None for a parameter so large that float32 can't hold it or its scaled value."""
+    double = dtype is torch.float64
+    scales = random.scales(p, double)
+    try:
+        forward, backward = (_scalars(scale, parameter, double) for scale in scales)
+    except OverflowError:
+        return None
+    threshold = _signed(random.keep_threshold(p, double, plan.rng))
+    programs, iterations, rounds = shape = grid(n, plan)
+    kind = Plan(plan.rng, plan.vec, plan.lanes, 0, 0)  # what the kernel is compiled for
+    return Prepared(
+        activation,
+        parameter,
+        p,
+        plan,
+        shape,
+        (programs * iterations * rounds, planes(activation), COLUMNS),
+        (n, plan.blocks),
+        _kernel(activation, "forward", dtype, kind),
+        (threshold, *forward),
+        _kernel(activation, "backward", dtype, kind),
+        (n, plan.blocks, *backward),
+    )
+
+
+@functools.cache
+def _kernel(activation: Activation, direction: str, dtype: torch.dtype, plan: Plan) -> Kernel:
+    function = forward_kernel if direction == "forward" else backward_kernel
+    return Kernel(function, specialisation(activation, direction, dtype, plan))
+
+
+def _signed(word: int) -> int:
+    word &= 0xFFFFFFFF
+    return word - 2**32 if word >= 2**31 else word
+
+
+def _scalars(scale: float, parameter: float, double: bool) -> tuple[float | int, ...]:
+    """Scale, parameter and their product as kernel arguments; float64 as the integer of the same bits."""
+    values = (scale, parameter, parameter * scale)
+    if double:
+        return struct.unpack("<3q", struct.pack("<3d", *values))
+    return tuple(random.to_float32(value) for value in values)
+
+
+def forward(prepared: Prepared, x: Tensor, y: Tensor, draw: Draw) -> Tensor:
+    """Write y = dropout(act(x), p), and return the packed bits; `x` and `y` dense in the same layout."""
+    bits = x.new_empty(prepared.bits, dtype=torch.int32)
+    seed, offset = draw
+    call = offset // 4
+    numbers = (_signed(seed), _signed(seed >> 32), _signed(call), _signed(call >> 32))
+    prepared.forward(prepared.grid, x, (y, bits), (*prepared.walk, *numbers, *prepared.forward_scalars))
+    return bits
+
+
+def backward(prepared: Prepared, dy: Tensor, x: Tensor | None, bits: Tensor, dx: Tensor) -> None:
     """Write dx from dy, the packed bits and, if it was saved, x; all dense in the same layout."""
-    double = dy.dtype is torch.float64
-    with torch.cuda.device_of(dy):
-        backward_kernel[grid(dy.numel(), plan)](
-            dy,
-            x,
-            bits,
-            dx,
-            dy.numel(),
-            plan.blocks,
-            *_scalars(random.scales(p, double)[1], parameter, double),
-            **specialisation(activation, "backward", dy.dtype, plan.vec),
-        )
+    prepared.backward(prepared.grid, dy, (x, bits, dx), prepared.backward_scalars)
