@@ -123,7 +123,7 @@ def test_special_values(activation, rng, dtype, device):
 
 @dtypes
 def test_elu_lets_the_gradient_of_a_nan_pass(dtype, device):
-    """As eager's CUDA kernel, whose test is x <= 0; on a CPU its vectorised code and its scalar code differ."""
+    """As in eager's CUDA kernel, which asks x <= 0; on a CPU vectorised and scalar code differ."""
     (elu,) = (a for a in ACTIVATIONS if a.saved is Saved.INPUT)
     x = torch.full((1000,), torch.nan, dtype=dtype, device=device, requires_grad=True)
     y = fused(elu, x, 0.5)
@@ -156,7 +156,7 @@ def cuda_expm1(x):
 
 
 def cuda_exp(x):
-    """CUDA's expf (`__nv_expf`); its hardware exp2, which is within 2 units of the last place, rounded right."""
+    """CUDA's expf (`__nv_expf`), its hardware exp2 taken for exact; that one errs by up to 2 units."""
     j = (x * 1.4426950216293335).round().clamp(min=-126)
     f = fma(x, 1.925963033500609e-08, fma(x, float.fromhex("0x1.715476p+0"), -j))
     return f.double().exp2().float() * j.exp2()

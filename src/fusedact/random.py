@@ -99,6 +99,13 @@ def plan(rng: str, n: int, itemsize: int, multiprocessors: int, threads_per_mult
     return eager_plan(n, itemsize, multiprocessors, threads_per_multiprocessor)
 
 
+@functools.cache
+def processors(device_index: int) -> tuple[int, int]:
+    """A GPU's multiprocessors, and the threads that can be resident on one."""
+    properties = torch.cuda.get_device_properties(device_index)
+    return properties.multi_processor_count, properties.max_threads_per_multi_processor
+
+
 def used_probability(p: float, rng: str) -> float:
     """The probability that a mapping uses for `p`, 0 < p < 1.
 

@@ -32,8 +32,8 @@ _KNOWN_LAUNCHER = (3, 6) <= tuple(int(part) for part in triton.__version__.split
 
 
 # On a machine without CUDA PyTorch has neither; kernels run in the interpreter there, without a launcher.
-_current_device = getattr(torch._C, "_cuda_getDevice", None)
-_current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+_current_device: Any = getattr(torch._C, "_cuda_getDevice", None)
+_current_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
 
 def planes(activation: Activation) -> int:
@@ -185,7 +185,7 @@ class Prepared(NamedTuple):
 def prepare(
     activation: Activation, dtype: torch.dtype, n: int, parameter: float, p: float, plan: Plan
 ) -> Prepared | None:
-    """What the launches need; None for a parameter so large that float32 can't hold it or its scaled value."""
+    """What the launches need; None where float32 can't hold the parameter or its scaled value."""
     double = dtype is torch.float64
     scales = random.scales(p, double)
     try:
