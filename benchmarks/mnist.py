@@ -4,20 +4,28 @@
 
 trains 784-128-10 nets with ReLU, LeakyReLU and ELU, prints their loss and accuracy, and writes
 `activation_comparison.png` and `activation_comparison.json`.
+
+    torchrun --nproc-per-node 2 benchmarks/mnist.py
+
+does the same with two processes, each of which takes its share of every batch, on a GPU of its own.
+Write `--` before the script if options follow it: torchrun would take `--p` for one of its own.
 """
 
 import argparse
+import contextlib
 import json
+import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -33,6 +41,40 @@ NETS: dict[str, tuple[Callable[[float], nn.Module], Callable[[], nn.Module]]] = 
     "LeakyReLU": (fusedact.FusedLeakyDropout, nn.LeakyReLU),
     "ELU": (fusedact.FusedELUDropout, nn.ELU),
 }
+
+
+def place() -> tuple[int, int]:
+    """This process's rank, and how many processes there are: 0 of 1 but under torchrun."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+@contextlib.contextmanager
+def joined(options: argparse.Namespace) -> Iterator[None]:
+    """Under torchrun: among the other processes, each with a GPU of its own; only the first prints."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield
+        return
+    if options.device.type == "cuda":
+        options.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(options.device)
+    dist.init_process_group("nccl" if options.device.type == "cuda" else "gloo")
+    with open(os.devnull, "w") as silence:
+        with contextlib.redirect_stdout(silence if dist.get_rank() else sys.stdout):
+            yield
+        dist.barrier()  # none leaves while another still hears from it
+    dist.destroy_process_group()
+
+
+def load_once(directory: Path | None) -> Digits:
+    """The digits that the first process loads: it alone downloads."""
+    rank, world = place()
+    digits = [load(directory) if rank == 0 else None]
+    if world > 1:
+        dist.broadcast_object_list(digits)
+    assert digits[0] is not None
+    return digits[0]
 
 
 def build(activation: str, hidden: int, p: float, backend: str) -> nn.Sequential:
@@ -56,13 +98,20 @@ def evaluate(net: nn.Sequential, digits: Digits) -> tuple[float, float]:
 def train(
     activation: str, seed: int, digits: Digits, options: argparse.Namespace, progress: "tqdm[Any]"
 ) -> dict[str, Any]:
-    """One net from one seed: its figures per epoch. The same seed gives every backend the same start."""
+    """One net from one seed: its figures per epoch. The same seed gives every backend the same start.
+
+    Among several processes each takes its share of every batch; the figures are of all shares.
+    """
+    rank, world = place()
     progress.set_description(f"{activation}, seed {seed}")
     progress.write(f"{activation}, seed {seed}")
     torch.manual_seed(seed)
     device = digits.train_images.device
     net = build(activation, options.hidden, options.p, options.backend).to(device)
-    model: Callable[[Tensor], Tensor] = torch.compile(net) if options.backend == "compile" else net
+    trained = nn.parallel.DistributedDataParallel(net) if world > 1 else net
+    model: Callable[[Tensor], Tensor] = torch.compile(trained) if options.backend == "compile" else trained
+    if rank:
+        torch.manual_seed(seed + 1_000_000 * rank)  # masks of its own; the parameters are the first's
     optimizer = torch.optim.Adam(net.parameters(), lr=options.lr)
     order = torch.Generator().manual_seed(seed)
     epochs = []
@@ -71,12 +120,17 @@ def train(
         total = torch.zeros((), device=device)
         permutation = torch.randperm(len(digits.train_labels), generator=order).to(device)
         for batch in permutation.split(options.batch_size):
+            share = batch[rank::world]
             optimizer.zero_grad()
-            loss = F.cross_entropy(model(digits.train_images[batch]), digits.train_labels[batch])
-            loss.backward()
+            logits = model(digits.train_images[share])
+            # Of the batch's mean, what this share adds to it (nothing if it is empty).
+            loss = F.cross_entropy(logits, digits.train_labels[share], reduction="sum") / len(batch)
+            (world * loss).backward()  # gradients are averaged over the processes
             optimizer.step()
             total += loss.detach() * len(batch)
             progress.update()
+        if world > 1:
+            dist.all_reduce(total)
         accuracy, silent = evaluate(net, digits)
         mean_loss = total.item() / len(digits.train_labels)
         epochs.append({"epoch": epoch, "loss": mean_loss, "accuracy": accuracy, "never_fired": silent})
@@ -235,12 +289,19 @@ def main(arguments: list[str] | None = None) -> None:
     options = command.parse_args(arguments, argparse.Namespace(data=None))
     if len(set(options.seeds)) != len(options.seeds):
         command.error("argument --seeds: a seed stands twice")
+    with joined(options):
+        compare(command, options)
+
+
+def compare(command: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Train every net from every seed; print the figures and write the files."""
     try:
-        digits = load(options.data).to(options.device)
+        digits = load_once(options.data).to(options.device)
         options.out.mkdir(parents=True, exist_ok=True)
     except (DataError, OSError) as error:
         command.exit(2, f"{command.prog}: error: {error}\n")
-    device = describe_device(options.device)
+    rank, world = place()
+    device = describe_device(options.device) + (f", {world} processes" if world > 1 else "")
     print(
         f"{len(digits.train_labels)} training and {len(digits.test_labels)} test digits "
         f"from {digits.source}; {options.backend} on {device}"
@@ -248,12 +309,14 @@ def main(arguments: list[str] | None = None) -> None:
     batches = -(-len(digits.train_labels) // options.batch_size)
     runs = []
     total = batches * options.epochs * len(NETS) * len(options.seeds)
-    with tqdm(total=total, unit="batch", disable=None, leave=False) as progress:
+    with tqdm(total=total, unit="batch", disable=rank > 0 or None, leave=False) as progress:
         for activation in NETS:
             for seed in options.seeds:
                 runs.append(train(activation, seed, digits, options, progress))
     rows = summary(runs)
     print(table(rows, len(options.seeds)))
+    if rank:
+        return
     result = {
         "arguments": {
             name: str(v) if isinstance(v, Path | torch.device) else v for name, v in vars(options).items()
@@ -262,6 +325,7 @@ def main(arguments: list[str] | None = None) -> None:
         "device": device,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "data": {"source": digits.source, "train": len(digits.train_labels), "test": len(digits.test_labels)},
+        "processes": world,
         "seeds": options.seeds,
         "runs": runs,
         "summary": rows,

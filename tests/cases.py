@@ -1,11 +1,24 @@
 """What the tests iterate over, all of it derived from the activations' rows."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import fusedact
 from fusedact import ops, random, reference
 from fusedact.activations import Activation, Saved
 from fusedact.functional import ACTIVATIONS as ACTIVATIONS
+
+
+def _module(activation: Activation) -> type[nn.Module]:
+    """Its fused module, which bears the start of the eager one's name: Fused<Leaky>Dropout, <Leaky>ReLU."""
+    for name in fusedact.__all__:
+        middle = name.removeprefix("Fused").removesuffix("Dropout")
+        if len(name) - len(middle) == len("FusedDropout") and activation.module.__name__.startswith(middle):
+            return getattr(fusedact, name)
+    raise LookupError(f"{activation.name} has no fused module")
+
+
+MODULES = {activation.name: _module(activation) for activation in ACTIVATIONS}
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -21,6 +34,14 @@ SIZES = (1, 7, 10, 1000, 4096, 8200, 12_292, 20_001, 40_000)
 def parameters(activation: Activation) -> tuple[float, ...]:
     """A value other than the default, so that one that is ignored is seen."""
     return (0.3,) if activation.parameter else ()
+
+
+def fused_module(activation: Activation, p: float = 0.5, inplace: bool = False) -> nn.Module:
+    return MODULES[activation.name](p, *parameters(activation), inplace)
+
+
+def eager_modules(activation: Activation, p: float = 0.5) -> nn.Module:
+    return nn.Sequential(activation.module(*parameters(activation)), nn.Dropout(p))
 
 
 def make_plan(x: Tensor, rng: str = "eager") -> random.Plan:

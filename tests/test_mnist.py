@@ -2,7 +2,11 @@
 
 import gzip
 import json
+import os
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -64,6 +68,38 @@ def test_backends_print_identical_figures(folder, tmp_path):
     for one in (*runs[0], *runs[1]):
         del one["seconds"]
     assert runs[0] == runs[1]
+
+
+def torchrun(folder, out, *arguments):
+    root = Path(__file__).parents[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
+    script = [str(root / "benchmarks" / "mnist.py"), "--data", str(folder), "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1"}
+    command = [*launcher, *script, "--device", "cpu", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_two_processes_print_the_figures_of_one(folder, tmp_path):
+    """Where nothing is dropped. Each batch's shares differ in size; the last batch leaves one empty."""
+    options = ("--epochs", "2", "--batch-size", "59", "--p", "0", "--lr", "0.01")
+    (expected_path := tmp_path / "one").mkdir()
+    expected = run(folder, expected_path, *options)
+    process = torchrun(folder, tmp_path, *options)
+    assert process.returncode == 0, process.stderr
+    result = json.loads((tmp_path / "activation_comparison.json").read_text())
+    assert (expected["processes"], result["processes"]) == (1, 2)
+    assert process.stdout.count("60 training and 40 test digits") == 1
+    assert process.stdout.count("Epoch 2, Loss: ") == 3
+    for one, two in zip(expected["runs"], result["runs"], strict=True):
+        for epoch, same in zip(one["epochs"], two["epochs"], strict=True):
+            assert same == pytest.approx(epoch, rel=1e-4)
+
+
+def test_two_processes_report_an_error_once(folder, tmp_path):
+    (folder / "MNIST" / "raw" / "train-labels-idx1-ubyte").unlink()
+    process = torchrun(folder, tmp_path)
+    assert process.returncode != 0
+    assert process.stderr.count("mnist.py: error: ") == 1
 
 
 def test_never_fired_counts_units_that_no_test_image_fires(folder):

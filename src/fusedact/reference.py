@@ -30,8 +30,24 @@ def composition(
     if not training or p == 0:
         return value
     # Not in place: on a GPU that would draw another mask.
-    result = F.dropout(value, p)
+    result = _dropout(value, p)
     return input.copy_(result) if inplace else result
+
+
+def _dropout(value: Tensor, p: float) -> Tensor:
+    """`F.dropout`, which on a CPU would draw the same mask for every shard of a DTensor.
+
+    DTensor gives each shard its part of the generator's numbers by moving the generator's offset. A
+    CPU's generator has none: there every rank draws the whole tensor's mask and keeps its own part.
+    """
+    if type(value) is not Tensor and value.device.type == "cpu" and torch.distributed.is_available():
+        from torch.distributed.tensor import DTensor
+
+        if isinstance(value, DTensor):
+            whole = F.dropout(torch.ones(value.shape, dtype=value.dtype), p)
+            mask = DTensor.from_local(whole, value.device_mesh, run_check=False)
+            return value * mask.redistribute(placements=value.placements)
+    return F.dropout(value, p)
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int, rounds: int = 10) -> list[Tensor]:
