@@ -113,7 +113,7 @@ def fused(input: Tensor, prepared: Any, draw: Draw, inplace: bool) -> Tensor:
         return input.copy_(fused(input.clone(), prepared, draw, False))
     # A copy's layout is the one that eager's activation would have given its output.
     x = input if dense else input.clone(memory_format=torch.preserve_format)
-    output: Tensor = _Fused.apply(x if ordered else x.contiguous(), prepared, draw, inplace)
+    output: Tensor = _Fused.apply(x if ordered else x.contiguous(), (prepared, draw, inplace))
     return output if ordered else torch.empty_like(x).copy_(output)
 
 
@@ -121,25 +121,28 @@ class _Fused(torch.autograd.Function):
     """Forward and backward kernel, joined by the packed bits."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, prepared: Any, draw: Draw, inplace: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, call: tuple[Any, Draw, bool]) -> Tensor:
+        prepared, draw, inplace = call
         y = x if inplace else torch.empty_like(x)
         bits = kernels().forward(prepared, x, y, draw)
         if inplace:
             ctx.mark_dirty(x)
-        ctx.save_for_backward(bits, x if prepared.activation.saved is Saved.INPUT else None)
+        if prepared.activation.saved is Saved.INPUT:
+            ctx.save_for_backward(bits, x)
+        else:
+            ctx.save_for_backward(bits)
         ctx.prepared = prepared
         ctx.layout = (x.shape, x.stride())
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        bits, x = ctx.saved_tensors
         # Gradients are enabled here under create_graph=True.
         function = _differentiable_backward if torch.is_grad_enabled() else _backward
-        return function(ctx, dy, x, bits), None, None, None
+        return function(ctx, dy, *ctx.saved_tensors), None
 
 
-def _backward(ctx: Any, dy: Tensor, x: Tensor | None, bits: Tensor) -> Tensor:
+def _backward(ctx: Any, dy: Tensor, bits: Tensor, x: Tensor | None = None) -> Tensor:
     shape, stride = ctx.layout
     if dy.stride() != stride or dy.is_neg() or dy._is_zerotensor():
         # An expanded, sliced or transposed gradient, or one without memory of its own: bring it into
@@ -150,7 +153,7 @@ def _backward(ctx: Any, dy: Tensor, x: Tensor | None, bits: Tensor) -> Tensor:
     return dx
 
 
-def _differentiable_backward(ctx: Any, dy: Tensor, x: Tensor | None, bits: Tensor) -> Tensor:
+def _differentiable_backward(ctx: Any, dy: Tensor, bits: Tensor, x: Tensor | None = None) -> Tensor:
     dx: Tensor
     if x is None:
         dx = _Linear.apply(dy, ctx, bits)
@@ -171,7 +174,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, dy: Tensor, fused_ctx: Any, bits: Tensor) -> Tensor:
         ctx.fused_ctx = fused_ctx
         ctx.save_for_backward(bits)
-        return _backward(fused_ctx, dy, None, bits)
+        return _backward(fused_ctx, dy, bits)
 
     @staticmethod
     def backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:

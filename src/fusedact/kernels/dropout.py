@@ -150,45 +150,34 @@ def _scalars(scale, param, scaled, ARITHMETIC: tl.constexpr):
 
 
 @triton.jit
-def _eager_words(
-    g, k, first, seed_low, seed_high, call_low, call_high, LANES: tl.constexpr, COLUMNS: tl.constexpr
-):
+def _eager_words(g, k, first, seed, call, LANES: tl.constexpr, COLUMNS: tl.constexpr):
     """Per lane, the 32 random bits that PyTorch's dropout kernel compares with the keep probability."""
     idx = (first + g * COLUMNS + tl.arange(0, COLUMNS)).to(tl.uint32)
     zero = tl.zeros_like(idx)
-    key0 = seed_low.to(tl.uint32, bitcast=True)
-    key1 = seed_high.to(tl.uint32, bitcast=True)
-    call = call_high.to(tl.uint32, bitcast=True).to(tl.uint64) << 32
-    call += call_low.to(tl.uint32, bitcast=True).to(tl.uint64)
-    call += k.to(tl.uint64) * (2 if LANES == 8 else 1)
-    words = philox4x32(call.to(tl.uint32), (call >> 32).to(tl.uint32), idx, zero, key0, key1, 10)
+    call += k.to(tl.int64) * (2 if LANES == 8 else 1)
+    words = philox4x32(call, idx, zero, seed, 10)
     if LANES == 8:
-        call += 1
-        words = words + philox4x32(call.to(tl.uint32), (call >> 32).to(tl.uint32), idx, zero, key0, key1, 10)
+        words = words + philox4x32(call + 1, idx, zero, seed, 10)
     return words
 
 
 @triton.jit
-def _fast_words(g, seed_low, seed_high, call_low, call_high, LANES: tl.constexpr, COLUMNS: tl.constexpr):
+def _fast_words(g, seed, call, LANES: tl.constexpr, COLUMNS: tl.constexpr):
     """Per lane 32 random bits: the high half for group g, the low one for the group TILE / 2 further."""
     # 8 COLUMNS = TILE / 4 numbers of 4 elements each; half of them have a Philox call of their own.
     quad = g * COLUMNS + tl.arange(0, COLUMNS)
     quads = tl.program_id(0).to(tl.int64) * (4 * COLUMNS)
     low = quads.to(tl.uint32)
     high = (quads >> 32).to(tl.uint32)
-    key0 = seed_low.to(tl.uint32, bitcast=True)
-    key1 = seed_high.to(tl.uint32, bitcast=True)
-    call0 = call_low.to(tl.uint32, bitcast=True)
-    call1 = call_high.to(tl.uint32, bitcast=True)
     if LANES == 2:
-        a0, a1, a2, a3 = philox4x32(call0, call1, low + (quad // 2).to(tl.uint32), high, key0, key1, 7)
+        a0, a1, a2, a3 = philox4x32(call, low + (quad // 2).to(tl.uint32), high, seed, 7)
         words = (tl.where(quad % 2 == 0, a0, a2), tl.where(quad % 2 == 0, a1, a3))
     elif LANES == 4:
-        words = philox4x32(call0, call1, low + quad.to(tl.uint32), high, key0, key1, 7)
+        words = philox4x32(call, low + quad.to(tl.uint32), high, seed, 7)
     else:
         low += (2 * quad).to(tl.uint32)
-        words = philox4x32(call0, call1, low, high, key0, key1, 7)
-        words = words + philox4x32(call0, call1, low + 1, high, key0, key1, 7)
+        words = philox4x32(call, low, high, seed, 7)
+        words = words + philox4x32(call, low + 1, high, seed, 7)
     return words
 
 
@@ -196,10 +185,8 @@ def _fast_words(g, seed_low, seed_high, call_low, call_high, LANES: tl.constexpr
     do_not_specialize=[
         "n",
         "blocks",
-        "seed_low",
-        "seed_high",
-        "call_low",
-        "call_high",
+        "seed",
+        "call",
         "threshold",
         "scale",
         "param",
@@ -212,10 +199,8 @@ def forward_kernel(
     bits_ptr,
     n: "i64",
     blocks: "i32",
-    seed_low: "i32",
-    seed_high: "i32",
-    call_low: "i32",
-    call_high: "i32",
+    seed: "i64",
+    call: "i64",
     threshold: "i32",
     scale,
     param,
@@ -253,9 +238,9 @@ def forward_kernel(
     drawn = ()
     for g in tl.static_range(GROUPS):
         if not FAST:
-            words = _eager_words(g, k, first, seed_low, seed_high, call_low, call_high, LANES, COLUMNS)
+            words = _eager_words(g, k, first, seed, call, LANES, COLUMNS)
         elif g < GROUPS // 2:
-            words = _fast_words(g, seed_low, seed_high, call_low, call_high, LANES, COLUMNS)
+            words = _fast_words(g, seed, call, LANES, COLUMNS)
             drawn = drawn + (words,)
         else:
             words = ()

@@ -192,7 +192,7 @@ def prepare(
         forward, backward = (_scalars(scale, parameter, double) for scale in scales)
     except OverflowError:
         return None
-    threshold = _signed(random.keep_threshold(p, double, plan.rng))
+    threshold = random.keep_threshold(p, double, plan.rng)
     programs, iterations, rounds = shape = grid(n, plan)
     kind = Plan(plan.rng, plan.vec, plan.lanes, 0, 0)  # what the kernel is compiled for
     return Prepared(
@@ -204,7 +204,7 @@ def prepare(
         (programs * iterations * rounds, planes(activation), COLUMNS),
         (n, plan.blocks),
         _kernel(activation, "forward", dtype, kind),
-        (threshold, *forward),
+        (threshold if threshold < 2**31 else threshold - 2**32, *forward),
         _kernel(activation, "backward", dtype, kind),
         (n, plan.blocks, *backward),
     )
@@ -214,11 +214,6 @@ def prepare(
 def _kernel(activation: Activation, direction: str, dtype: torch.dtype, plan: Plan) -> Kernel:
     function = forward_kernel if direction == "forward" else backward_kernel
     return Kernel(function, specialisation(activation, direction, dtype, plan))
-
-
-def _signed(word: int) -> int:
-    word &= 0xFFFFFFFF
-    return word - 2**32 if word >= 2**31 else word
 
 
 def _scalars(scale: float, parameter: float, double: bool) -> tuple[float | int, ...]:
@@ -233,8 +228,7 @@ def forward(prepared: Prepared, x: Tensor, y: Tensor, draw: Draw) -> Tensor:
     """Write y = dropout(act(x), p), and return the packed bits; `x` and `y` dense in the same layout."""
     bits = x.new_empty(prepared.bits, dtype=torch.int32)
     seed, offset = draw
-    call = offset // 4
-    numbers = (_signed(seed), _signed(seed >> 32), _signed(call), _signed(call >> 32))
+    numbers = (seed if seed < 2**63 else seed - 2**64, offset // 4)
     prepared.forward(prepared.grid, x, (y, bits), (*prepared.walk, *numbers, *prepared.forward_scalars))
     return bits
 
