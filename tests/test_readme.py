@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,13 @@ def test_there_are_blocks():
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_code_blocks_run(block):
-    exec(compile(block, "README.md", "exec"), {})
+def test_code_blocks_run(block, tmp_path, capsys):
+    """As files; what they print is in the block that follows."""
+    path = tmp_path / "block.py"
+    path.write_text(block)
+    runpy.run_path(str(path))
+    output = capsys.readouterr().out
+    assert not output or f"{block}```\n\n```text\n{output}```\n" in README
 
 
 def test_mnist_table_is_the_committed_results():

@@ -1,7 +1,8 @@
 """Activation and dropout in one kernel: one forward, one backward, one bit kept per element."""
 
 from . import functional
+from .fuse import fuse, unfuse
 from .nn import FusedELUDropout, FusedLeakyDropout, FusedReLUDropout
 
-__all__ = ["FusedELUDropout", "FusedLeakyDropout", "FusedReLUDropout", "functional"]
+__all__ = ["FusedELUDropout", "FusedLeakyDropout", "FusedReLUDropout", "functional", "fuse", "unfuse"]
 __version__ = "0.1.0"

@@ -31,6 +31,7 @@ class Activation:
         eager: the PyTorch function, called as `eager(input, *parameters, inplace=...)`.
         saved: what backward needs.
         parameter: the name of its parameter, None for those without any.
+        homogeneous: act(c * x) is c * act(x) for every c >= 0, so that dropout may as well come first.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Activation:
     eager: Callable[..., Tensor]
     saved: Saved
     parameter: str | None = None
+    homogeneous: bool = False
 
 
 def check_probability(p: float) -> float:

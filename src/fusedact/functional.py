@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .activations import Activation, Saved, check_parameter
 from .ops import activation_dropout
 
-RELU = Activation("relu", nn.ReLU, F.relu, Saved.ALIVE)
+RELU = Activation("relu", nn.ReLU, F.relu, Saved.ALIVE, homogeneous=True)
 
 
 def relu_dropout(
@@ -40,7 +40,9 @@ def relu_dropout(
     return activation_dropout(RELU, input, (), p, training, inplace, rng)
 
 
-LEAKY_RELU = Activation("leaky_relu", nn.LeakyReLU, F.leaky_relu, Saved.FLAG, "negative_slope")
+LEAKY_RELU = Activation(
+    "leaky_relu", nn.LeakyReLU, F.leaky_relu, Saved.FLAG, "negative_slope", homogeneous=True
+)
 
 
 def leaky_relu_dropout(

@@ -1,14 +1,18 @@
 """The fused operations as modules: drop-in for an activation followed by `torch.nn.Dropout`."""
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from . import functional
-from .activations import check_flag, check_parameter, check_probability
+from .activations import Activation, check_flag, check_parameter, check_probability
 from .ops import check_rng
 
 
 class _FusedDropout(nn.Module):
     """The arguments that every fused module has, and their text."""
+
+    activation: ClassVar[Activation]
 
     def __init__(self, p: float, inplace: bool, rng: str) -> None:
         super().__init__()
@@ -16,10 +20,8 @@ class _FusedDropout(nn.Module):
         self.inplace = check_flag("inplace", inplace)
         self.rng = check_rng(rng)
 
-    _parameter: str | None = None
-
     def extra_repr(self) -> str:
-        names = ["p", self._parameter, "inplace", "rng"]
+        names = ["p", self.activation.parameter, "inplace", "rng"]
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names if name)
 
 
@@ -40,6 +42,8 @@ class FusedReLUDropout(_FusedDropout):
     >>> layer = FusedReLUDropout(p=0.2)
     >>> output = layer(torch.randn(64, 128))
     """
+
+    activation = functional.RELU
 
     def __init__(self, p: float = 0.5, inplace: bool = False, *, rng: str = "eager") -> None:
         super().__init__(p, inplace, rng)
@@ -68,7 +72,7 @@ class FusedLeakyDropout(_FusedDropout):
     >>> output = layer(torch.randn(64, 128))
     """
 
-    _parameter = "negative_slope"
+    activation = functional.LEAKY_RELU
 
     def __init__(
         self, p: float = 0.5, negative_slope: float = 0.01, inplace: bool = False, *, rng: str = "eager"
@@ -102,7 +106,7 @@ class FusedELUDropout(_FusedDropout):
     >>> output = layer(torch.randn(64, 128))
     """
 
-    _parameter = "alpha"
+    activation = functional.ELU
 
     def __init__(
         self, p: float = 0.5, alpha: float = 1.0, inplace: bool = False, *, rng: str = "eager"
