@@ -62,7 +62,9 @@ def mask(x: Tensor, p: float, seed: int = SEED, offset: int = OFFSET, rng: str =
 def prepare(activation: Activation, x: Tensor, p: float, rng: str = "eager", plan: random.Plan | None = None):
     parameter = parameters(activation)[0] if activation.parameter else 0.0
     used = random.used_probability(p, rng)
-    return ops.kernels().prepare(activation, x.dtype, x.numel(), parameter, used, plan or make_plan(x, rng))
+    return ops.kernels().prepare(
+        activation, x.dtype, x.device, x.numel(), parameter, used, plan or make_plan(x, rng)
+    )
 
 
 def fused(
@@ -73,7 +75,7 @@ def fused(
     offset: int = OFFSET,
     rng: str = "eager",
 ) -> Tensor:
-    return ops.fused(x, prepare(activation, x, p, rng), random.Draw(SEED, offset), inplace)
+    return ops.fused(x, prepare(activation, x, p, rng), (SEED, offset), inplace)
 
 
 def steps(value: Tensor, truth: Tensor) -> Tensor:

@@ -31,9 +31,9 @@ from fusedact.kernels import launch
 def calls(activation, dtype, n, rng):
     x = torch.empty(n, dtype=dtype)
     prepared = launch.prepare(
-        activation, dtype, n, 0.3, 1 - 1 / (1 + n % 9 + 1), random.plan(rng, n, dtype.itemsize, 132, 2048)
+        activation, dtype, "cpu", n, 0.3, 1 - 1 / (1 + n % 9 + 1), random.plan(rng, n, dtype.itemsize, 132, 2048)
     )
-    bits = launch.forward(prepared, x, x, random.Draw(n % 7, 4 * n))
+    bits = launch.forward(prepared, x, x, (n % 7, 4 * n))
     launch.backward(prepared, x, x if activation.saved.name == "INPUT" else None, bits, x)
 """
 

@@ -180,8 +180,8 @@ def test_elu_is_no_less_accurate_than_eager(rng, dtype, p, alpha, device, launch
     (elu,) = (a for a in ACTIVATIONS if a.saved is Saved.INPUT)
     x = elu_inputs(dtype).to(device).requires_grad_()
     p = random.used_probability(p, rng)
-    prepared = launch.prepare(elu, dtype, x.numel(), alpha, p, make_plan(x, rng))
-    y = ops.fused(x, prepared, random.Draw(SEED, OFFSET), False)
+    prepared = launch.prepare(elu, dtype, device, x.numel(), alpha, p, make_plan(x, rng))
+    y = ops.fused(x, prepared, (SEED, OFFSET), False)
     dy = torch.ones_like(x)
     (dx,) = torch.autograd.grad(y, x, dy)
     x = x.detach()
@@ -218,7 +218,7 @@ def test_bytes_kept_for_backward(activation, rng, dtype, device):
 def test_packed_bits(activation, rng, n, device, launch):
     x = torch.randn(n, device=device)
     prepared = prepare(activation, x, 0.3, rng)
-    bits = launch.forward(prepared, x, torch.empty_like(x), random.Draw(SEED, OFFSET))
+    bits = launch.forward(prepared, x, torch.empty_like(x), (SEED, OFFSET))
     keep = mask(x, 0.3, rng=rng)
     expected = {
         Saved.ALIVE: [keep & (x > 0)],
@@ -296,7 +296,7 @@ def test_positions_past_2_to_the_31(activation, vec, launch, monkeypatch):
     x[here] = torch.randn(4096).half()
     y[here] = torch.nan
     prepared = prepare(activation, x, 0.3, plan=plan)._replace(grid=(programs, 1, 1))
-    bits = launch.forward(prepared, x, y, random.Draw(SEED, OFFSET))
+    bits = launch.forward(prepared, x, y, (SEED, OFFSET))
 
     e = torch.arange(far, far + 4096)
     words = reference.eager_words(e, plan, SEED, OFFSET)
@@ -359,5 +359,7 @@ def test_a_parameter_beyond_float32_is_not_prepared(device, launch):
     """Eager PyTorch decides about it: its composition runs."""
     x = torch.randn(10, device=device)
     for parameter, p in ((1e300, 0.3), (3e38, 0.9)):
-        assert launch.prepare(ACTIVATIONS[-1], torch.float32, 10, parameter, p, make_plan(x)) is None
-        assert launch.prepare(ACTIVATIONS[-1], torch.float64, 10, parameter, p, make_plan(x)) is not None
+        assert launch.prepare(ACTIVATIONS[-1], torch.float32, device, 10, parameter, p, make_plan(x)) is None
+        assert (
+            launch.prepare(ACTIVATIONS[-1], torch.float64, device, 10, parameter, p, make_plan(x)) is not None
+        )

@@ -2,13 +2,14 @@
 
 import functools
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import random, reference
-from .activations import Activation, Saved, check_flag, check_probability
+from .activations import Activation, check_flag, check_probability
 from .random import Draw
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -36,12 +37,13 @@ def activation_dropout(
     """`dropout(act(input), p)` by the kernels where they can run, by eager PyTorch elsewhere."""
     check_input(input)
     p = check_probability(p)
-    check_flag("training", training)
-    check_flag("inplace", inplace)
-    check_rng(rng)
+    if type(training) is not bool or type(inplace) is not bool or rng not in random.RNGS:
+        check_flag("training", training)
+        check_flag("inplace", inplace)
+        check_rng(rng)
     if training and 0 < p < 1 and _runs_kernels(input):
         parameter = parameters[0] if parameters else 0.0
-        prepared = _prepared(activation, input.dtype, input.numel(), input.get_device(), parameter, p, rng)
+        prepared = _prepared(activation, input.dtype, input.get_device(), input.numel(), parameter, p, rng)
         if prepared is not None:
             return fused(input, prepared, random.draw(input, prepared.plan), inplace)
     return reference.composition(activation, input, parameters, p, training, inplace)
@@ -49,15 +51,24 @@ def activation_dropout(
 
 @functools.lru_cache(maxsize=4096)
 def _prepared(
-    activation: Activation, dtype: torch.dtype, n: int, device: int, parameter: float, p: float, rng: str
+    activation: Activation,
+    dtype: torch.dtype,
+    device: int,
+    n: int,
+    parameter: float,
+    p: float,
+    rng: str,
 ) -> Any:
     """What the launches of a call need; None where no kernel can do what is asked, and eager PyTorch is to.
 
     That is a parameter beyond float32, and a p that rounds to 0.
     """
     used = random.used_probability(p, rng)
+    if used == 0:
+        return None
     plan = random.plan(rng, n, dtype.itemsize, *random.processors(device))
-    return kernels().prepare(activation, dtype, n, parameter, used, plan) if used > 0 else None
+    where = torch.device("cuda", device) if device >= 0 else torch.device("cpu")
+    return kernels().prepare(activation, dtype, where, n, parameter, used, plan)
 
 
 def check_input(input: Tensor) -> None:
@@ -99,21 +110,22 @@ def _runs_kernels(input: Tensor) -> bool:
 
 def fused(input: Tensor, prepared: Any, draw: Draw, inplace: bool) -> Tensor:
     """The fused kernels, prepared for `input`, with the numbers that were drawn; differentiable."""
-    contiguous = input.is_contiguous()
-    dense = contiguous or torch.ops.aten.is_non_overlapping_and_dense.default(input)
-    dense = dense and not input.is_neg()
+    contiguous = input.is_contiguous() and not input.is_neg()
+    if contiguous and not inplace:  # as nearly always, and without what the others need to know
+        return _apply(input, (prepared, draw, False))
+    dense = contiguous or (torch.ops.aten.is_non_overlapping_and_dense.default(input) and not input.is_neg())
     ordered = contiguous or prepared.plan.in_memory_order
     if inplace and (
         not dense
         or not ordered
-        or prepared.activation.saved is Saved.INPUT
+        or prepared.saves_input
         or (input.is_leaf and input.requires_grad and torch.is_grad_enabled())
     ):
         # The kernel can't write where it stands, backward reads it, or autograd is about to refuse.
         return input.copy_(fused(input.clone(), prepared, draw, False))
     # A copy's layout is the one that eager's activation would have given its output.
     x = input if dense else input.clone(memory_format=torch.preserve_format)
-    output: Tensor = _Fused.apply(x if ordered else x.contiguous(), (prepared, draw, inplace))
+    output = _apply(x if ordered else x.contiguous(), (prepared, draw, inplace))
     return output if ordered else torch.empty_like(x).copy_(output)
 
 
@@ -127,27 +139,30 @@ class _Fused(torch.autograd.Function):
         bits = kernels().forward(prepared, x, y, draw)
         if inplace:
             ctx.mark_dirty(x)
-        if prepared.activation.saved is Saved.INPUT:
+        if prepared.saves_input:
             ctx.save_for_backward(bits, x)
         else:
             ctx.save_for_backward(bits)
         ctx.prepared = prepared
-        ctx.layout = (x.shape, x.stride())
+        ctx.stride = x.stride()
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        # Gradients are enabled here under create_graph=True.
-        function = _differentiable_backward if torch.is_grad_enabled() else _backward
-        return function(ctx, dy, *ctx.saved_tensors), None
+        if torch.is_grad_enabled():  # that is under create_graph=True
+            return _differentiable_backward(ctx, dy, *ctx.saved_tensors), None
+        return _backward(ctx, dy, *ctx.saved_tensors), None
+
+
+# `Function.apply` without what it does for functorch, which never comes here.
+_apply: Callable[[Tensor, tuple[Any, Draw, bool]], Tensor] = super(torch.autograd.Function, _Fused).apply
 
 
 def _backward(ctx: Any, dy: Tensor, bits: Tensor, x: Tensor | None = None) -> Tensor:
-    shape, stride = ctx.layout
-    if dy.stride() != stride or dy.is_neg() or dy._is_zerotensor():
+    if dy.stride() != ctx.stride or dy.is_neg() or dy._is_zerotensor():
         # An expanded, sliced or transposed gradient, or one without memory of its own: bring it into
         # the order of the bits.
-        dy = torch.empty_strided(shape, stride, dtype=dy.dtype, device=dy.device).copy_(dy)
+        dy = torch.empty_strided(dy.shape, ctx.stride, dtype=dy.dtype, device=dy.device).copy_(dy)
     dx = torch.empty_like(dy)
     kernels().backward(ctx.prepared, dy, x, bits, dx)
     return dx
@@ -160,7 +175,7 @@ def _differentiable_backward(ctx: Any, dy: Tensor, bits: Tensor, x: Tensor | Non
     else:
         # The composition with the mask that was drawn, through PyTorch's own derivatives.
         activation, parameter, p, plan = ctx.prepared[:4]
-        keep = torch.as_strided(kernels().unpack(bits, x.numel(), plan)[0], *ctx.layout)
+        keep = torch.as_strided(kernels().unpack(bits, x.numel(), plan)[0], x.shape, ctx.stride)
         scale = random.scales(p, x.dtype is torch.float64)[1]
         value = activation.eager(x, *((parameter,) if activation.parameter else ()))
         (dx,) = torch.autograd.grad(value, x, dy * keep * scale, create_graph=True)

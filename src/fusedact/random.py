@@ -49,11 +49,8 @@ class Plan(NamedTuple):
         return self.vec > 1 or self.rng == "fast"
 
 
-class Draw(NamedTuple):
-    """One call's numbers: the generator's seed, and its offset before the call."""
-
-    seed: int
-    offset: int
+# One call's numbers: the generator's seed, and its offset before the call.
+Draw = tuple[int, int]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -100,9 +97,9 @@ def plan(rng: str, n: int, itemsize: int, multiprocessors: int, threads_per_mult
 
 
 @functools.cache
-def processors(device_index: int) -> tuple[int, int]:
+def processors(device: int) -> tuple[int, int]:
     """A GPU's multiprocessors, and the threads that can be resident on one."""
-    properties = torch.cuda.get_device_properties(device_index)
+    properties = torch.cuda.get_device_properties(device)
     return properties.multi_processor_count, properties.max_threads_per_multi_processor
 
 
@@ -124,7 +121,7 @@ def draw(input: Tensor, plan: Plan) -> Draw:
     with _lock:
         offset = generator.get_offset()
         generator.set_offset(offset + plan.increment)
-    return Draw(generator.initial_seed(), offset)
+    return generator.initial_seed(), offset
 
 
 def to_float32(value: float) -> float:

@@ -115,11 +115,13 @@ class Kernel:
     ) -> None:
         """Launch on the GPU of `first`, the kernel's first pointer, with the others and its scalars."""
         device = first.get_device()
-        misaligned = first.data_ptr() & 15
+        key: Any = device
+        addresses = first.data_ptr()
         for tensor in others:
             if tensor is not None:
-                misaligned |= tensor.data_ptr() & 15
-        key = device if not misaligned else (device, *_misaligned(first, *others))
+                addresses |= tensor.data_ptr()
+        if addresses & 15:
+            key = (device, *_misaligned(first, *others))
         compiled = self._compiled.get(key)
         if compiled is None or _watched():
             with torch.cuda.device_of(first):
@@ -155,14 +157,13 @@ def _misaligned(*pointers: Tensor | None) -> tuple[bool, ...]:
     return tuple(tensor is not None and tensor.data_ptr() % 16 != 0 for tensor in pointers)
 
 
-def _watched() -> bool:
+def _watched(runtime: Any = knobs.runtime, compilation: Any = knobs.compilation) -> bool:
     """Whether Triton has been asked to see or change launches."""
-    runtime = knobs.runtime
     return bool(
         runtime.launch_enter_hook.calls
         or runtime.launch_exit_hook.calls
         or runtime.debug
-        or knobs.compilation.instrumentation_mode
+        or compilation.instrumentation_mode
     )
 
 
@@ -173,8 +174,9 @@ class Prepared(NamedTuple):
     parameter: float
     p: float
     plan: Plan
+    saves_input: bool
     grid: tuple[int, int, int]
-    bits: tuple[int, int, int]  # int32 [programs, planes, COLUMNS]
+    bits: Tensor  # of the shape of the packed bits, int32 [programs, planes, COLUMNS]; 4 bytes of memory
     walk: tuple[int, int]  # n, blocks
     forward: Kernel
     forward_scalars: tuple[float | int, ...]  # threshold, scale, parameter, their product
@@ -183,7 +185,13 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    activation: Activation, dtype: torch.dtype, n: int, parameter: float, p: float, plan: Plan
+    activation: Activation,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    n: int,
+    parameter: float,
+    p: float,
+    plan: Plan,
 ) -> Prepared | None:
     """What the launches need; None where float32 can't hold the parameter or its scaled value."""
     double = dtype is torch.float64
@@ -200,8 +208,12 @@ def prepare(
         parameter,
         p,
         plan,
+        activation.saved is Saved.INPUT,
         shape,
-        (programs * iterations * rounds, planes(activation), COLUMNS),
+        # To make one like it takes half the time that it takes to name shape, dtype and device.
+        torch.empty((), dtype=torch.int32, device=device).expand(
+            programs * iterations * rounds, planes(activation), COLUMNS
+        ),
         (n, plan.blocks),
         _kernel(activation, "forward", dtype, kind),
         (threshold if threshold < 2**31 else threshold - 2**32, *forward),
@@ -226,10 +238,12 @@ def _scalars(scale: float, parameter: float, double: bool) -> tuple[float | int,
 
 def forward(prepared: Prepared, x: Tensor, y: Tensor, draw: Draw) -> Tensor:
     """Write y = dropout(act(x), p), and return the packed bits; `x` and `y` dense in the same layout."""
-    bits = x.new_empty(prepared.bits, dtype=torch.int32)
+    bits = torch.empty_like(prepared.bits)
     seed, offset = draw
-    numbers = (seed if seed < 2**63 else seed - 2**64, offset // 4)
-    prepared.forward(prepared.grid, x, (y, bits), (*prepared.walk, *numbers, *prepared.forward_scalars))
+    if seed >= 2**63:
+        seed -= 2**64
+    scalars = (*prepared.walk, seed, offset // 4, *prepared.forward_scalars)
+    prepared.forward(prepared.grid, x, (y, bits), scalars)
     return bits
 
 

@@ -1,0 +1,146 @@
+"""The host's share of a call: Python from a module's call to the launch, against eager PyTorch.
+
+    python -m benchmarks.host_time [--rounds N] [--json FILE]
+
+It is what bounds small tensors. Any machine can measure it: an 8-element CPU tensor passes for a GPU's, and
+stubs that do nothing stand for the compiled kernel, the generator and the stream. All else runs, autograd
+included. Eager's ReLU and Dropout do compute their 8 elements. The two alternate in one process, and what
+counts is the ratio of their fastest rounds.
+"""
+
+import argparse
+import collections
+import contextlib
+import itertools
+import json
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from torch import nn
+
+import fusedact
+from fusedact import ops, random
+from fusedact.functional import ACTIVATIONS
+from fusedact.kernels import launch
+
+CALLS = 2000  # per round
+
+
+class _Stub:
+    """A compiled kernel and a generator that do nothing, and a mapping that holds it at every key.
+
+    What is a C function there is one here.
+    """
+
+    function = packed_metadata = None
+    run = staticmethod("".format)  # any arguments
+    get_offset = staticmethod(itertools.repeat(0).__next__)
+    set_offset = staticmethod(collections.deque[int](maxlen=0).append)
+    initial_seed = staticmethod(itertools.repeat(42).__next__)
+
+    def get(self, key: Any) -> "_Stub":
+        return self
+
+    def __getitem__(self, key: Any) -> "_Stub":
+        return self
+
+
+@contextlib.contextmanager
+def passing_for_a_gpu() -> Iterator[None]:
+    """CPU tensors take the kernels' path, up to the launch."""
+    stub = _Stub()
+
+    def kernel(*arguments: Any) -> launch.Kernel:
+        made = launch._kernel.__wrapped__(*arguments)
+        made._compiled = stub  # type: ignore[assignment]
+        return made
+
+    patches = (
+        mock.patch.object(
+            launch, "_kernel", mock.Mock(side_effect=kernel, __wrapped__=launch._kernel.__wrapped__)
+        ),
+        mock.patch.object(launch, "_current_device", itertools.repeat(-1).__next__),
+        mock.patch.object(launch, "_current_stream", {}.get),
+        mock.patch.object(random, "processors", lambda device: (132, 2048)),
+        mock.patch.object(torch.cuda, "default_generators", stub),
+        mock.patch.object(torch.cuda, "is_current_stream_capturing", lambda: False),
+        mock.patch.object(torch.Tensor, "is_cuda", True),
+    )
+    ops._prepared.cache_clear()
+    with contextlib.ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
+        yield
+    ops._prepared.cache_clear()
+
+
+def microseconds(module: nn.Module, backward: bool) -> float:
+    """Per call, over one round."""
+    x, dy = torch.randn(8, requires_grad=True), torch.ones(8)
+    start = time.perf_counter()
+    for _ in range(CALLS):
+        y = module(x)
+        if backward:
+            y.backward(dy)
+            x.grad = None
+    return (time.perf_counter() - start) / CALLS * 1e6
+
+
+def measure(rounds: int) -> list[dict[str, Any]]:
+    """One row per activation, forward alone and with backward."""
+    rows = []
+    for activation in ACTIVATIONS:
+        (module,) = (
+            cls
+            for cls in vars(fusedact.nn).values()
+            if isinstance(cls, type) and getattr(cls, "activation", None) is activation
+        )
+        eager, fused = nn.Sequential(activation.module(), nn.Dropout()), module()
+        for backward in (False, True):
+            times: dict[str, list[float]] = {"eager": [], "fused": []}
+            for _ in range(rounds + 1):
+                times["eager"].append(microseconds(eager, backward))
+                with passing_for_a_gpu():
+                    times["fused"].append(microseconds(fused, backward))
+            fastest = {name: min(values[1:]) for name, values in times.items()}  # the first one warms up
+            rows.append(
+                {
+                    "activation": activation.name,
+                    "direction": "forward and backward" if backward else "forward",
+                    "eager_us": fastest["eager"],
+                    "fused_us": fastest["fused"],
+                    "ratio": fastest["fused"] / fastest["eager"],
+                }
+            )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=10, help="of 2000 calls each (default: 10)")
+    parser.add_argument("--json", type=Path, help="write the rows and the versions here")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = measure(options.rounds)
+    print("| activation | direction | eager, us | fused, us | ratio |\n|---|---|---:|---:|---:|")
+    for row in rows:
+        times = f"{row['eager_us']:.1f} | {row['fused_us']:.1f} | {row['ratio']:.2f}"
+        print(f"| {row['activation']} | {row['direction']} | {times} |")
+    if options.json:
+        versions = {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "triton": triton.__version__,
+            "machine": platform.machine(),
+        }
+        options.json.write_text(json.dumps({"versions": versions, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
