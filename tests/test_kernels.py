@@ -206,7 +206,8 @@ def test_bytes_kept_for_backward(activation, rng, dtype, device):
     x = torch.randn(n, device=device, dtype=dtype, requires_grad=True)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        fused(activation, x, 0.5, rng=rng)
+        prepared = prepare(activation, x, 0.5, rng, random.plan(rng, n, dtype.itemsize, 132, 2048))
+        ops.fused(x, prepared, (SEED, OFFSET), False)
     bits = {Saved.ALIVE: n // 8, Saved.FLAG: n // 4, Saved.INPUT: n // 8}[activation.saved]
     bits += n * dtype.itemsize if activation.saved is Saved.INPUT else 0
     assert sum(t.numel() * t.element_size() for t in kept) == bits
@@ -322,14 +323,15 @@ def test_iterations_over_two_axes_of_the_grid(n, device, launch, monkeypatch):
 
 @activations
 def test_gradcheck(activation, device):
-    x = torch.randn(3, 50, device=device, dtype=torch.float64)
+    x = torch.randn(60, device=device, dtype=torch.float64)
     x = x[x.abs() > 1e-3].requires_grad_()  # away from the kink, where finite differences are wrong
 
     def function(x):
         return fused(activation, x, 0.3)
 
-    assert torch.autograd.gradcheck(function, x)
-    assert torch.autograd.gradgradcheck(function, x)
+    # The Jacobian along random directions: its every column takes minutes in the interpreter.
+    assert torch.autograd.gradcheck(function, x, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, x, fast_mode=True)
 
 
 @activations

@@ -150,19 +150,20 @@ def _scalars(scale, param, scaled, ARITHMETIC: tl.constexpr):
 
 
 @triton.jit
-def _eager_words(g, k, first, seed, call, LANES: tl.constexpr, COLUMNS: tl.constexpr):
+def _eager_words(g, k, first, key, call, LANES: tl.constexpr, COLUMNS: tl.constexpr):
     """Per lane, the 32 random bits that PyTorch's dropout kernel compares with the keep probability."""
     idx = (first + g * COLUMNS + tl.arange(0, COLUMNS)).to(tl.uint32)
     zero = tl.zeros_like(idx)
-    call += k.to(tl.int64) * (2 if LANES == 8 else 1)
-    words = philox4x32(call, idx, zero, seed, 10)
+    number = (call[1].to(tl.uint64) << 32) + call[0] + k.to(tl.uint64) * (2 if LANES == 8 else 1)
+    words = philox4x32(number.to(tl.uint32), (number >> 32).to(tl.uint32), idx, zero, key, 10)
     if LANES == 8:
-        words = words + philox4x32(call + 1, idx, zero, seed, 10)
+        number += 1
+        words = words + philox4x32(number.to(tl.uint32), (number >> 32).to(tl.uint32), idx, zero, key, 10)
     return words
 
 
 @triton.jit
-def _fast_words(g, seed, call, LANES: tl.constexpr, COLUMNS: tl.constexpr):
+def _fast_words(g, key, call, LANES: tl.constexpr, COLUMNS: tl.constexpr):
     """Per lane 32 random bits: the high half for group g, the low one for the group TILE / 2 further."""
     # 8 COLUMNS = TILE / 4 numbers of 4 elements each; half of them have a Philox call of their own.
     quad = g * COLUMNS + tl.arange(0, COLUMNS)
@@ -170,14 +171,14 @@ def _fast_words(g, seed, call, LANES: tl.constexpr, COLUMNS: tl.constexpr):
     low = quads.to(tl.uint32)
     high = (quads >> 32).to(tl.uint32)
     if LANES == 2:
-        a0, a1, a2, a3 = philox4x32(call, low + (quad // 2).to(tl.uint32), high, seed, 7)
+        a0, a1, a2, a3 = philox4x32(call[0], call[1], low + (quad // 2).to(tl.uint32), high, key, 7)
         words = (tl.where(quad % 2 == 0, a0, a2), tl.where(quad % 2 == 0, a1, a3))
     elif LANES == 4:
-        words = philox4x32(call, low + quad.to(tl.uint32), high, seed, 7)
+        words = philox4x32(call[0], call[1], low + quad.to(tl.uint32), high, key, 7)
     else:
         low += (2 * quad).to(tl.uint32)
-        words = philox4x32(call, low, high, seed, 7)
-        words = words + philox4x32(call, low + 1, high, seed, 7)
+        words = philox4x32(call[0], call[1], low, high, key, 7)
+        words = words + philox4x32(call[0], call[1], low + 1, high, key, 7)
     return words
 
 
@@ -185,8 +186,10 @@ def _fast_words(g, seed, call, LANES: tl.constexpr, COLUMNS: tl.constexpr):
     do_not_specialize=[
         "n",
         "blocks",
-        "seed",
-        "call",
+        "seed_low",
+        "seed_high",
+        "call_low",
+        "call_high",
         "threshold",
         "scale",
         "param",
@@ -199,9 +202,11 @@ def forward_kernel(
     bits_ptr,
     n: "i64",
     blocks: "i32",
-    seed: "i64",
-    call: "i64",
-    threshold: "i32",
+    seed_low: "u32",
+    seed_high: "u32",
+    call_low: "u32",
+    call_high: "u32",
+    threshold: "u32",
     scale,
     param,
     scaled,
@@ -226,7 +231,10 @@ def forward_kernel(
     x_ptr += base
     y_ptr += base
     scale, param, scaled = _scalars(scale, param, scaled, ARITHMETIC)
-    threshold = threshold.to(tl.uint32, bitcast=True)
+    # In the interpreter an integer's type goes by its value.
+    key = (seed_low.to(tl.uint32), seed_high.to(tl.uint32))
+    call = (call_low.to(tl.uint32), call_high.to(tl.uint32))
+    threshold = threshold.to(tl.uint32)
 
     xs = ()  # all loads are under way before the arithmetic starts
     for g in tl.static_range(GROUPS):
@@ -238,9 +246,9 @@ def forward_kernel(
     drawn = ()
     for g in tl.static_range(GROUPS):
         if not FAST:
-            words = _eager_words(g, k, first, seed, call, LANES, COLUMNS)
+            words = _eager_words(g, k, first, key, call, LANES, COLUMNS)
         elif g < GROUPS // 2:
-            words = _fast_words(g, seed, call, LANES, COLUMNS)
+            words = _fast_words(g, key, call, LANES, COLUMNS)
             drawn = drawn + (words,)
         else:
             words = ()

@@ -200,7 +200,6 @@ def prepare(
         forward, backward = (_scalars(scale, parameter, double) for scale in scales)
     except OverflowError:
         return None
-    threshold = random.keep_threshold(p, double, plan.rng)
     programs, iterations, rounds = shape = grid(n, plan)
     kind = Plan(plan.rng, plan.vec, plan.lanes, 0, 0)  # what the kernel is compiled for
     return Prepared(
@@ -216,7 +215,7 @@ def prepare(
         ),
         (n, plan.blocks),
         _kernel(activation, "forward", dtype, kind),
-        (threshold if threshold < 2**31 else threshold - 2**32, *forward),
+        (random.keep_threshold(p, double, plan.rng), *forward),
         _kernel(activation, "backward", dtype, kind),
         (n, plan.blocks, *backward),
     )
@@ -240,9 +239,9 @@ def forward(prepared: Prepared, x: Tensor, y: Tensor, draw: Draw) -> Tensor:
     """Write y = dropout(act(x), p), and return the packed bits; `x` and `y` dense in the same layout."""
     bits = torch.empty_like(prepared.bits)
     seed, offset = draw
-    if seed >= 2**63:
-        seed -= 2**64
-    scalars = (*prepared.walk, seed, offset // 4, *prepared.forward_scalars)
+    call = offset // 4
+    numbers = (seed & 0xFFFFFFFF, seed >> 32, call & 0xFFFFFFFF, call >> 32)
+    scalars = (*prepared.walk, *numbers, *prepared.forward_scalars)
     prepared.forward(prepared.grid, x, (y, bits), scalars)
     return bits
 

@@ -8,20 +8,15 @@ import triton.language as tl
 
 
 @triton.jit
-def philox4x32(call, c2, c3, seed, ROUNDS: tl.constexpr):
-    """Four words of 32 random bits.
-
-    The counter is (call's low word, its high one, c2, c3), the key the seed's two words; call and seed are
-    int64 scalars, c2 and c3 uint32.
+def philox4x32(c0, c1, c2, c3, key, ROUNDS: tl.constexpr):
+    """Four words of 32 random bits for the counter (c0, c1, c2, c3) and the key's two words, all uint32.
 
     `tl.philox` has the same values. This one multiplies in 64 bits, so that both halves of a
     product come from one instruction, and leaves each counter word the shape it has: words that
     are scalars cost the scalar path until the rounds have mixed them with the others.
     """
-    c0 = call.to(tl.uint32)
-    c1 = (call >> 32).to(tl.uint32)
-    key0 = seed.to(tl.uint32)
-    key1 = (seed >> 32).to(tl.uint32)
+    key0 = key[0]
+    key1 = key[1]
     for _ in tl.static_range(ROUNDS):
         a = c0.to(tl.uint64) * 0xD2511F53
         b = c2.to(tl.uint64) * 0xCD9E8D57
