@@ -51,6 +51,10 @@ class _Stub:
         return self
 
 
+def _not_capturing() -> bool:
+    return False
+
+
 @contextlib.contextmanager
 def passing_for_a_gpu() -> Iterator[None]:
     """CPU tensors take the kernels' path, up to the launch."""
@@ -67,9 +71,9 @@ def passing_for_a_gpu() -> Iterator[None]:
         ),
         mock.patch.object(launch, "_current_device", itertools.repeat(-1).__next__),
         mock.patch.object(launch, "_current_stream", {}.get),
-        mock.patch.object(random, "processors", lambda device: (132, 2048)),
+        mock.patch.object(random, "processors", {-1: (132, 2048)}.get),
         mock.patch.object(torch.cuda, "default_generators", stub),
-        mock.patch.object(torch.cuda, "is_current_stream_capturing", lambda: False),
+        mock.patch.object(torch.cuda, "is_current_stream_capturing", _not_capturing),
         mock.patch.object(torch.Tensor, "is_cuda", True),
     )
     ops._prepared.cache_clear()

@@ -1,5 +1,7 @@
 """The kernels themselves against the exact oracle: every activation, dtype, layout and size."""
 
+import itertools
+
 import pytest
 import torch
 from cases import (
@@ -211,6 +213,47 @@ def test_bytes_kept_for_backward(activation, rng, dtype, device):
     bits = {Saved.ALIVE: n // 8, Saved.FLAG: n // 4, Saved.INPUT: n // 8}[activation.saved]
     bits += n * dtype.itemsize if activation.saved is Saved.INPUT else 0
     assert sum(t.numel() * t.element_size() for t in kept) == bits
+
+
+def test_bytes_that_a_net_of_three_layers_keeps(device):
+    """784-512-512-10, a batch of 64 in bfloat16: the storages that autograd holds, against eager's.
+
+    Weights and the net's input aside. The next layer holds the output of this one in any case.
+    """
+    sizes = (784, 512, 512, 10)
+    n = 64 * 512
+
+    def held(layer):
+        x = torch.randn(64, 784, device=device, dtype=torch.bfloat16)
+        weights = [
+            torch.randn(b, a, device=device, dtype=x.dtype, requires_grad=True)
+            for a, b in itertools.pairwise(sizes)
+        ]
+        storages = [t.untyped_storage() for t in (x, *weights)]
+        given = {storage.data_ptr() for storage in storages}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: storages.append(t.untyped_storage()) or t, lambda t: t
+        ):
+            for weight in weights[:-1]:
+                x = layer(torch.nn.functional.linear(x, weight))
+            torch.nn.functional.linear(x, weights[-1])
+        return sum({s.data_ptr(): s.nbytes() for s in storages if s.data_ptr() not in given}.values()) / (
+            2 * n
+        )
+
+    for activation in ACTIVATIONS:
+        bits = {Saved.ALIVE: 1 / 8, Saved.FLAG: 1 / 4, Saved.INPUT: 1 / 8 + 2}[activation.saved]
+
+        def fused_layer(x, activation=activation):
+            plan = random.plan("eager", x.numel(), x.element_size(), 132, 2048)
+            return ops.fused(x, prepare(activation, x, 0.5, plan=plan), (SEED, OFFSET), False)
+
+        def eager_layer(x, activation=activation):
+            return torch.nn.functional.dropout(activation.eager(x, *parameters(activation)), 0.5)
+
+        assert held(fused_layer) == 2 + bits
+        # The output, the activation's, and the mask: on a GPU a byte, on a CPU a number of the dtype.
+        assert held(eager_layer) == 2 + 2 + (1 if device == "cuda" else 2)
 
 
 @activations

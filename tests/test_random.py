@@ -4,6 +4,7 @@ Seeds are fixed, so that a test passes or fails once and for all; thresholds are
 alarm in a million.
 """
 
+import functools
 import itertools
 
 import pytest
@@ -14,7 +15,7 @@ from fusedact import random, reference
 
 ALARM = 1e-6
 PROCESSORS = (132, 2048)
-N = 2**22
+N = 2**20
 
 
 class Generator:
@@ -61,8 +62,13 @@ def test_a_draw_moves_its_own_devices_generator_as_eager_would(monkeypatch):
     assert generators[0].offset == 8
 
 
-def keep(p, offset=0, seed=1234, dtype=torch.float32, n=N):
+def keep(p, offset=0, seed=1234, dtype=torch.float32, n=N, rng="eager"):
+    if rng == "fast":
+        return reference.fast_mask(n, p, seed, offset)
     return reference.eager_mask(n, p, dtype, seed, offset, *PROCESSORS)
+
+
+rngs = pytest.mark.parametrize("rng", random.RNGS)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.9, 0.99, 0.001])
@@ -72,10 +78,32 @@ def test_keep_rate(p, dtype):
     assert stats.binomtest(kept, N, 1 - p).pvalue > ALARM
 
 
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.9, 0.99, 0.001, 1e-5, 1 - 1e-5])
+def test_keep_rate_of_fast_is_that_of_the_probability_it_uses(p):
+    used = random.used_probability(p, "fast")
+    kept = int(keep(p, rng="fast").sum())
+    assert stats.binomtest(kept, N, 1 - used).pvalue > ALARM
+
+
+@pytest.mark.parametrize("p", [1e-12, 2**-17, 0.1, 1 / 3, 0.9, 0.99, 1 - 2**-16, 1 - 2**-17])
+def test_fast_rounds_the_probability_in_the_open(p):
+    used = random.used_probability(p, "fast")
+    assert abs(used - p) <= 2**-17
+    assert used * 65536 == int(used * 65536)
+    assert random.keep_threshold(used, False, "fast") == (1 - used) * 2**32
+    assert random.scales(used, double=False)[0] == pytest.approx(1 / (1 - used), rel=2**-24)
+    assert random.used_probability(p, "eager") == p
+
+
+def test_fast_keeps_one_in_65536_where_the_nearest_probability_would_keep_none():
+    assert random.used_probability(1 - 1e-12, "fast") == 1 - 2**-16
+
+
+@rngs
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.99])
-def test_expectation_is_unbiased(p):
-    forward, _ = random.scales(p, double=False)
-    values = keep(p).double() * forward
+def test_expectation_is_unbiased(p, rng):
+    forward, _ = random.scales(random.used_probability(p, rng), double=False)
+    values = keep(p, rng=rng).double() * forward
     z = (values.mean() - 1) / (values.std() / N**0.5)
     assert abs(z) < stats.norm.isf(ALARM / 2)
 
@@ -85,29 +113,38 @@ def independent(a, b):
     return stats.chi2_contingency(table, correction=False).pvalue > ALARM
 
 
+@functools.cache
+def half(p, rng):
+    return keep(p, n=N // 2, rng=rng)
+
+
+@rngs
 @pytest.mark.parametrize("p", [0.3, 0.9])
-@pytest.mark.parametrize("distance", [1, 2, 4, 8, 32, 128, 256, 1024, 4096, 2**16, 256 * 1056, 1024 * 1056])
-def test_elements_at_a_distance_are_independent(p, distance):
-    mask = keep(p, n=N // 2)
+@pytest.mark.parametrize("distance", [1, 2, 4, 8, 32, 128, 256, 1024, 2048, 4096, 2**16, 256 * 1056])
+def test_elements_at_a_distance_are_independent(p, rng, distance):
+    mask = half(p, rng)
     assert independent(mask[:-distance], mask[distance:])
 
 
+@rngs
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_calls_are_independent(dtype):
-    plan = random.eager_plan(N, dtype.itemsize, *PROCESSORS)
-    masks = [keep(0.5, offset=i * plan.increment, dtype=dtype) for i in range(3)]
-    masks.append(keep(0.5, seed=1235, dtype=dtype))
+def test_calls_are_independent(dtype, rng):
+    n = N // 4
+    plan = random.plan(rng, n, dtype.itemsize, *PROCESSORS)
+    masks = [keep(0.5, offset=i * plan.increment, dtype=dtype, n=n, rng=rng) for i in range(3)]
+    masks.append(keep(0.5, seed=1235, dtype=dtype, n=n, rng=rng))
     for a, b in itertools.combinations(masks, 2):
         assert independent(a, b)
 
 
-def test_places_in_a_word_and_in_a_block_are_alike():
-    mask = keep(0.3)
-    for width in (32, 1024):
+@rngs
+def test_places_in_a_word_and_in_a_block_are_alike(rng):
+    mask = keep(0.3, rng=rng)
+    for width in (32, 1024, 4096):
         counts = mask.view(-1, width).sum(0).numpy()
-        expected = [mask.sum().item() / width] * width
-        variance = 0.7  # a binomial's variance is (1 - p) p n, a Poisson's is its mean
-        statistic = sum((counts - expected[0]) ** 2 / expected[0]) / (1 - variance)
+        expected = mask.sum().item() / width
+        # A binomial's variance is its mean times p, the chance of being dropped; a Poisson's is its mean.
+        statistic = ((counts - expected) ** 2 / expected).sum() / 0.3
         assert stats.chi2.sf(statistic, width - 1) > ALARM
 
 
@@ -117,6 +154,24 @@ def test_words_are_uniform():
     for shift in (0, 8, 16, 24):
         counts = torch.bincount((words >> shift) & 0xFF, minlength=256).numpy()
         assert stats.chisquare(counts).pvalue > ALARM
+
+
+def test_numbers_of_fast_are_uniform_alone_and_in_pairs():
+    """Its 16 bits, and the bytes of those that share a word."""
+    numbers = reference.fast_numbers(torch.arange(N), 1234, 0)
+    for values in (numbers & 0xFF, numbers >> 8):
+        assert stats.chisquare(torch.bincount(values, minlength=256).numpy()).pvalue > ALARM
+    low, high = numbers.view(-1, 2, 2048).unbind(1)
+    pairs = ((low >> 8) * 256 + (high >> 8)).flatten()
+    assert stats.chisquare(torch.bincount(pairs, minlength=65536).numpy()).pvalue > ALARM
+
+
+def test_no_counter_of_fast_comes_twice():
+    """Tiles, calls and the high words of both have counters of their own."""
+    e = torch.cat([torch.arange(8192), torch.arange(2**45, 2**45 + 8192)])
+    calls = [reference.fast_numbers(e, 1234, offset) for offset in (0, 4, 4 * 2**32)]
+    pieces = torch.cat(calls).view(-1, 16)
+    assert pieces.unique(dim=0).shape == pieces.shape
 
 
 def test_no_two_elements_of_a_call_share_a_word():
