@@ -417,6 +417,23 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def summary(rows: Sequence[Row], target: str) -> str:
+    """A Markdown table of one target's instructions per element beside their budgets."""
+    names = [name for name in DTYPES if name != "float64"]
+    lines = [f"| kernel | rng | activation | {' | '.join(names)} | budget |", f"|---|---|---|{'---:|' * 4}"]
+    for key, limit in BUDGETS.items():
+        kernel, activation, rng = key
+        counts = {
+            row.dtype: f"{row.instructions_per_element:.1f}"
+            for row in rows
+            if (row.kernel, row.activation, row.rng, row.target) == (*key, target)
+        }
+        lines.append(
+            f"| {kernel} | {rng} | {activation} | {' | '.join(counts[n] for n in names)} | {limit} |"
+        )
+    return "\n".join(lines)
+
+
 def check_compiler() -> None:
     """Leave with one line where Triton can't compile."""
     if os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y"):
