@@ -68,6 +68,14 @@ def test_equals_eager_bit_for_bit(activation, dtype):
 
 
 @activations
+def test_launches_see_the_current_stream_device_and_alignment(activation):
+    """The second launch goes through the launcher's own path, whatever the first one's pointers were."""
+    base = torch.randn(4100, device="cuda")
+    for start in (0, 1, 2, 4, 0, 1):
+        assert_same(activation, base[start : start + 4096], 0.3)
+
+
+@activations
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_equals_eager_on_other_layouts(activation, dtype):
     x = torch.randn(8, 16, 20, 24, device="cuda", dtype=dtype)
@@ -106,6 +114,21 @@ def test_the_oracle_is_nn_dropouts_mask(dtype):
             assert torch.equal(y.cpu() != 0, mask), (n, start)
             increment = random.eager_plan(n, dtype.itemsize, *processors).increment
             assert generator.get_offset() == offset + increment
+
+
+@activations
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_fast_draws_the_oracles_mask_from_the_devices_generator(activation, dtype):
+    generator = torch.cuda.default_generators[0]
+    for n in (1, 1000, 4096, 2**20, 2**20 + 3):
+        x = torch.randn(n, device="cuda", dtype=dtype).abs_() + 1  # no activation makes a kept one 0
+        torch.manual_seed(n)
+        for _ in range(2):
+            offset = generator.get_offset()
+            y = function(activation)(x, 0.3, *parameters(activation), rng="fast")
+            mask = reference.fast_mask(n, 0.3, generator.initial_seed(), offset)
+            assert torch.equal((y != 0).cpu(), mask)
+            assert generator.get_offset() == offset + 4
 
 
 @activations

@@ -25,7 +25,8 @@ def relu_dropout(
         training: apply dropout; if False, the result is `relu(input)`.
         inplace: write the result into `input`'s buffer.
         rng: how the mask comes from the device's generator. "eager": as `torch.nn.Dropout` draws
-            it after the same `torch.manual_seed`, element for element.
+            it after the same `torch.manual_seed`, element for element. "fast": from 16 random bits per
+            element, `p` rounded to a multiple of 2**-16; on a CPU the same as "eager".
 
     Returns:
         A tensor of `input`'s shape, dtype and layout.
@@ -63,7 +64,8 @@ def leaky_relu_dropout(
         training: apply dropout; if False, the result is `leaky_relu(input, negative_slope)`.
         inplace: write the result into `input`'s buffer.
         rng: how the mask comes from the device's generator. "eager": as `torch.nn.Dropout` draws
-            it after the same `torch.manual_seed`, element for element.
+            it after the same `torch.manual_seed`, element for element. "fast": from 16 random bits per
+            element, `p` rounded to a multiple of 2**-16; on a CPU the same as "eager".
 
     Returns:
         A tensor of `input`'s shape, dtype and layout.
@@ -99,7 +101,8 @@ def elu_dropout(
         inplace: write the result into `input`'s buffer. It saves no memory: backward needs the
             input, so a copy is kept.
         rng: how the mask comes from the device's generator. "eager": as `torch.nn.Dropout` draws
-            it after the same `torch.manual_seed`, element for element.
+            it after the same `torch.manual_seed`, element for element. "fast": from 16 random bits per
+            element, `p` rounded to a multiple of 2**-16; on a CPU the same as "eager".
 
     Returns:
         A tensor of `input`'s shape, dtype and layout.
