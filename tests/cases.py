@@ -22,8 +22,9 @@ MODULES = {activation.name: _module(activation) for activation in ACTIVATIONS}
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
-# A GPU so small that eager's grid-stride loop goes round several times: 4 blocks of 256 threads.
-PROCESSORS = (2, 512)
+# A GPU so small that eager's grid-stride loop goes round several times: 6 blocks of 256 threads, which fill
+# more than a program, and no whole number of them.
+PROCESSORS = (3, 512)
 # The call counter has a high word, and crosses 32 bits.
 SEED, OFFSET = 0x9E3779B97F4A7C15, 4 * (2**40 + 2**32 - 3)
 

@@ -311,8 +311,8 @@ def test_calls_and_iterations_draw_their_own_numbers(activation, device):
 
 
 @activations
-@pytest.mark.parametrize("vec", [8, 1])
-def test_positions_past_2_to_the_31(activation, vec, launch, monkeypatch):
+@pytest.mark.parametrize(("rng", "vec"), [("eager", 8), ("eager", 1), ("fast", 8), ("fast", 1)])
+def test_positions_past_2_to_the_31(activation, rng, vec, launch, monkeypatch):
     """One program far out in a tensor of 2**32 + elements, most of whose memory is never touched."""
     if torch.cuda.is_available():
         pytest.skip("picks one program of a grid, which only the interpreter can; test_cuda.py runs all")
@@ -320,38 +320,45 @@ def test_positions_past_2_to_the_31(activation, vec, launch, monkeypatch):
 
     torch.use_deterministic_algorithms(False)  # no poison: it would touch all the memory
     far = 2**32
-    n = far + 4096 + (1 if vec == 1 else 0)
+    n = far + 2**15 + (1 if vec == 1 else 0)
     x = torch.empty(n, dtype=torch.float16)
-    plan = random.eager_plan(n, x.element_size(), *PROCESSORS)
+    plan = random.plan(rng, n, x.element_size(), *PROCESSORS)
     assert plan.vec == vec
-    iteration = far // (256 * plan.blocks * plan.lanes)
+    # The grid's axis that counts far out, and the elements of one step along it.
+    axis, span = (1, 256 * plan.blocks * plan.lanes) if rng == "eager" else (0, 4096)
+    step = -(-far // span)
+    shift = tuple(step * (i == axis) for i in range(3))
     set_index = interpreter.interpreter_builder.set_grid_idx
     set_size = interpreter.interpreter_builder.set_grid_dim
     shifted = {
-        "set_grid_idx": lambda i, j, k: set_index(i, j + iteration, k),
-        "set_grid_dim": lambda i, j, k: set_size(i, j + iteration, k),
+        "set_grid_idx": lambda *index: set_index(*(i + d for i, d in zip(index, shift, strict=True))),
+        "set_grid_dim": lambda *size: set_size(*(i + d for i, d in zip(size, shift, strict=True))),
     }
     for name, function in shifted.items():
         monkeypatch.setattr(interpreter.interpreter_builder, name, function)
-    programs, _, _ = launch.grid(n, plan)
-    # Only the one iteration's elements are written: words far out, results near the end.
+    programs = launch.grid(n, plan)[0] if rng == "eager" else 1
+    # Only that step's elements are written: words far out, results near the end.
     y = torch.empty_like(x)
-    here = slice(far, far + 4096)
+    here = slice(step * span, step * span + 4096)
     x[here] = torch.randn(4096).half()
     y[here] = torch.nan
-    prepared = prepare(activation, x, 0.3, plan=plan)._replace(grid=(programs, 1, 1))
+    prepared = prepare(activation, x, 0.3, rng, plan)._replace(grid=(programs, 1, 1))
     bits = launch.forward(prepared, x, y, (SEED, OFFSET))
 
-    e = torch.arange(far, far + 4096)
-    words = reference.eager_words(e, plan, SEED, OFFSET)
-    keep = words < random.keep_threshold(0.3, False)
-    expected = reference.forward(activation, x[here], parameters(activation), 0.3, keep)
+    e = torch.arange(here.start, here.stop)
+    p = prepared.p
+    if rng == "eager":
+        words = reference.eager_words(e, plan, SEED, OFFSET)
+    else:
+        words = reference.fast_numbers(e, SEED, OFFSET) << 16
+    keep = words < random.keep_threshold(p, False, rng)
+    expected = reference.forward(activation, x[here], parameters(activation), p, keep)
     torch.testing.assert_close(y[here], expected, rtol=0, atol=2e-3)
 
     dx = torch.empty_like(x)
     dx[here] = torch.nan
     launch.backward(prepared, x, x, bits, dx)
-    expected = reference.backward(activation, x[here], parameters(activation), 0.3, keep, x[here])
+    expected = reference.backward(activation, x[here], parameters(activation), p, keep, x[here])
     torch.testing.assert_close(dx[here], expected, rtol=0, atol=4e-3)
 
 
