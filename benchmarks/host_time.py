@@ -15,7 +15,7 @@ import itertools
 import json
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -125,6 +125,15 @@ def measure(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows in Markdown."""
+    lines = ["| activation | direction | eager, us | fused, us | ratio |", "|---|---|---:|---:|---:|"]
+    for row in rows:
+        times = f"{row['eager_us']:.1f} | {row['fused_us']:.1f} | {row['ratio']:.2f}"
+        lines.append(f"| {row['activation']} | {row['direction']} | {times} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=10, help="of 2000 calls each (default: 10)")
@@ -132,10 +141,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = measure(options.rounds)
-    print("| activation | direction | eager, us | fused, us | ratio |\n|---|---|---:|---:|---:|")
-    for row in rows:
-        times = f"{row['eager_us']:.1f} | {row['fused_us']:.1f} | {row['ratio']:.2f}"
-        print(f"| {row['activation']} | {row['direction']} | {times} |")
+    print(table(rows))
     if options.json:
         versions = {
             "python": platform.python_version(),

@@ -33,3 +33,9 @@ def test_mnist_table_is_the_committed_results():
     table = mnist.table(result["summary"], len(result["seeds"]))
     assert f"<!-- mnist -->\n```text\n{table}\n```\n<!-- /mnist -->" in README
     assert result["summary"] == mnist.summary(result["runs"])
+
+
+def test_host_time_table_is_the_committed_results():
+    host_time = pytest.importorskip("benchmarks.host_time", reason="needs Triton")
+    rows = json.loads((ROOT / "benchmarks" / "results" / "host-time.json").read_text())["rows"]
+    assert f"<!-- host time -->\n{host_time.table(rows)}\n<!-- /host time -->" in README
