@@ -191,6 +191,8 @@ def _fast_words(g, seed, call, LANES: tl.constexpr, COLUMNS: tl.constexpr):
         "scale",
         "param",
         "scaled",
+        "seed_ptr",
+        "offset_ptr",
     ]
 )
 def forward_kernel(
@@ -205,6 +207,8 @@ def forward_kernel(
     scale,
     param,
     scaled,
+    seed_ptr,
+    offset_ptr,
     FORWARD: tl.constexpr,
     SAVES_FLAG: tl.constexpr,
     MERGES_FLAG: tl.constexpr,
@@ -217,6 +221,10 @@ def forward_kernel(
 ):
     """y = act(x) * (scale if kept else 0), and the bits that backward needs.
 
+    The random numbers' key is `seed` and the first of their counters `call`. What a graph may not hold as a
+    number, since it is another at every replay, is read from memory and added: a seed, and a generator's
+    offset, 4 to a call. Where both pointers are None, nothing is compiled for them.
+
     Bytes per element of b bytes: 2 b, and 1/8 for each plane of bits.
     """
     GROUPS: tl.constexpr = 32 // LANES
@@ -227,6 +235,9 @@ def forward_kernel(
     y_ptr += base
     scale, param, scaled = _scalars(scale, param, scaled, ARITHMETIC)
     threshold = threshold.to(tl.uint32, bitcast=True)
+    if seed_ptr is not None:
+        seed += tl.load(seed_ptr)
+        call += (tl.load(offset_ptr).to(tl.uint64, bitcast=True) >> 2).to(tl.int64)
 
     xs = ()  # all loads are under way before the arithmetic starts
     for g in tl.static_range(GROUPS):
