@@ -167,7 +167,12 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         # Gradients are enabled here under create_graph=True.
-        function = _differentiable_backward if torch.is_grad_enabled() else _backward
+        composed = (
+            torch.is_grad_enabled()
+            or torch._C._are_functorch_transforms_active()
+            or torch._C._functorch.is_legacy_batchedtensor(dy)  # is_grads_batched=True
+        )
+        function = _composed_backward if composed else _backward
         return function(ctx, dy, *ctx.saved_tensors), None
 
 
@@ -182,33 +187,28 @@ def _backward(ctx: Any, dy: Tensor, bits: Tensor, x: Tensor | None = None) -> Te
     return dx
 
 
-def _differentiable_backward(ctx: Any, dy: Tensor, bits: Tensor, x: Tensor | None = None) -> Tensor:
+def _composed_backward(ctx: Any, dy: Tensor, bits: Tensor, x: Tensor | None = None) -> Tensor:
+    """`_backward` in PyTorch's operations, which can be differentiated again, and batched."""
+    shape, stride = ctx.layout
+    activation, parameter, p, plan = ctx.prepared[:4]
+    planes = kernels().unpack(bits, shape.numel(), plan)
+    keep, *flags = (torch.as_strided(plane, shape, stride) for plane in planes)
+    if torch.is_grad_enabled() and not dy.requires_grad:
+        # A second derivative of 0, as in eager mode, and not none at all.
+        dy = dy * torch.ones((), dtype=dy.dtype, device=dy.device, requires_grad=True)
+    scale = random.scales(p, dy.dtype is torch.float64)[1]
     dx: Tensor
-    if x is None:
-        dx = _Linear.apply(dy, ctx, bits)
+    if x is not None:
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            value = activation.eager(x, *((parameter,) if activation.parameter else ()))
+        (dx,) = torch.autograd.grad(value, x, dy * keep * scale, create_graph=torch.is_grad_enabled())
+    elif flags:
+        dx = dy * keep * scale
+        dx = torch.where(flags[0], dx, dx * parameter)
     else:
-        # The composition with the mask that was drawn, through PyTorch's own derivatives.
-        activation, parameter, p, plan = ctx.prepared[:4]
-        keep = torch.as_strided(kernels().unpack(bits, x.numel(), plan)[0], *ctx.layout)
-        scale = random.scales(p, x.dtype is torch.float64)[1]
-        value = activation.eager(x, *((parameter,) if activation.parameter else ()))
-        (dx,) = torch.autograd.grad(value, x, dy * keep * scale, create_graph=True)
+        dx = torch.where(keep, dy * scale, 0.0)
     return dx
-
-
-class _Linear(torch.autograd.Function):
-    """The backward of an activation that is linear on either side of 0: its own derivative."""
-
-    @staticmethod
-    def forward(ctx: Any, dy: Tensor, fused_ctx: Any, bits: Tensor) -> Tensor:
-        ctx.fused_ctx = fused_ctx
-        ctx.save_for_backward(bits)
-        return _backward(fused_ctx, dy, bits)
-
-    @staticmethod
-    def backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:
-        (bits,) = ctx.saved_tensors
-        return _Linear.apply(ddx, ctx.fused_ctx, bits), None, None
 
 
 # What a compiler sees: two operators, on any strides, whose numbers come in a tensor.
@@ -276,7 +276,7 @@ def _backward_operator(
     rng: str,
 ) -> Tensor:
     """The gradient of x, with `stride`, the one of y; `x` is needed where the activation's row says so."""
-    dx = _backward_fake(dy, x, bits, stride, activation, parameter, p, rng)
+    dx: Tensor = _backward_fake(dy, x, bits, stride, activation, parameter, p, rng)
     if dy.numel() > 0:
         prepared = _prepared_operator(activation, dy.dtype, dy.numel(), parameter, p, rng)
         x = x if x is None else _ordered(x, stride)
