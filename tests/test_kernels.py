@@ -346,6 +346,36 @@ def test_double_backward_equals_eager(activation, device):
 
 
 @activations
+@rngs
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_batched_gradients(activation, rng, create_graph, device):
+    """`is_grads_batched`, which `vectorize=True` and `torch.func.vmap` use: a mask to all of them."""
+    x = torch.randn(300, device=device, requires_grad=True)
+    y = fused(activation, x, 0.3, rng=rng)
+
+    def gradient(dy, **options):
+        return torch.autograd.grad(y, x, dy, retain_graph=True, **options)[0]
+
+    dys = torch.randn(4, 300, device=device)
+    expected = torch.stack([gradient(dy) for dy in dys])
+    results = [
+        gradient(dys, is_grads_batched=True, create_graph=create_graph),
+        torch.func.vmap(gradient)(dys),
+    ]
+    for result in results:
+        torch.testing.assert_close(result, expected)
+
+
+@activations
+def test_a_second_derivative_that_is_0(activation, device):
+    """As in eager mode, where the upstream gradient is a constant: no error, and ELU's alone isn't 0."""
+    x = torch.randn(300, device=device, requires_grad=True)
+    (dx,) = torch.autograd.grad(fused(activation, x, 0.3).sum(), x, create_graph=True)
+    dx.sum().backward()
+    assert (x.grad is not None and bool(x.grad.any())) == (activation.saved is Saved.INPUT)
+
+
+@activations
 def test_no_grad_and_no_input_gradient(activation, device):
     x = torch.randn(1000, device=device)
     keep = mask(x, 0.3)
