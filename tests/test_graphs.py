@@ -65,6 +65,7 @@ def train(module, x, seed=1):
 @activations
 @dynamics
 @pytest.mark.parametrize(("p", "training"), [(0.5, False), (0.0, True)], ids=["eval", "p=0"])
+@pytest.mark.parametrize("path", ["composition", "cuda"], indirect=True)
 def test_what_drops_nothing_is_eagers(activation, dynamic, p, training, path):
     module, eager = (make(activation, p).train(training) for make in (fused_module, eager_modules))
     compiled = torch.compile(module, fullgraph=True, dynamic=dynamic)
@@ -94,6 +95,7 @@ def test_a_seed_is_no_reason_to_compile_again(activation, dynamic, path):
 
 
 @activations
+@pytest.mark.parametrize("path", ["operators", "cuda"], indirect=True)
 def test_a_compiled_net_learns(activation, path):
     torch.manual_seed(2)
     net = nn.Sequential(nn.Linear(8, 32), fused_module(activation, 0.2), nn.Linear(32, 1)).to(path)
@@ -173,7 +175,7 @@ def arguments(activation, x, rng):
 @rngs
 def test_opcheck(activation, rng, device):
     x = torch.randn(6, 40, device=device)
-    for view in (x.t(), x[:, :1].expand(6, 9), x[:0]) if rng == "eager" else (x[:, ::2],):
+    for view in (x.t(), x[:0]) if rng == "eager" else (x[:, ::2],):
         inputs = arguments(activation, view.detach().requires_grad_(), rng)
         torch.library.opcheck(torch.ops.fusedact.activation_dropout, inputs)
         y, bits = torch.ops.fusedact.activation_dropout(*inputs)
@@ -187,7 +189,7 @@ def test_opcheck(activation, rng, device):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_operators_are_exact(activation, rng, dtype, device):
     """Against the oracle, for every vec, and for gradients and inputs of any strides."""
-    for shape in ((9, 8, 120), (7, 11, 13), (1, 1, 2), (50, 101, 2)):
+    for shape in ((9, 8, 120), (7, 11, 13), (1, 1, 2), (6, 101, 7)):
         x = torch.randn(shape, device=device).to(dtype).transpose(0, 2).requires_grad_()
         dy = torch.randn(x.shape, device=device).to(dtype)
         n, plan = x.numel(), random.graph_plan(rng, x.numel(), dtype.itemsize)
