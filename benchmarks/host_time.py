@@ -65,13 +65,13 @@ def passing_for_a_gpu() -> Iterator[None]:
         made._compiled = stub  # type: ignore[assignment]
         return made
 
-    patches = (
+    patches: tuple[Any, ...] = (
         mock.patch.object(
             launch, "_kernel", mock.Mock(side_effect=kernel, __wrapped__=launch._kernel.__wrapped__)
         ),
         mock.patch.object(launch, "_current_device", itertools.repeat(-1).__next__),
         mock.patch.object(launch, "_current_stream", {}.get),
-        mock.patch.object(random, "processors", {-1: (132, 2048)}.get),
+        mock.patch.object(random, "processors", {torch.device("cpu"): (132, 2048)}.get),
         mock.patch.object(torch.cuda, "default_generators", stub),
         mock.patch.object(torch.cuda, "is_current_stream_capturing", _not_capturing),
         mock.patch.object(torch.Tensor, "is_cuda", True),

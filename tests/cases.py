@@ -76,7 +76,7 @@ def fused(
     offset: int = OFFSET,
     rng: str = "eager",
 ) -> Tensor:
-    return ops.fused(x, prepare(activation, x, p, rng), (SEED, offset), inplace)
+    return ops.fused(x, prepare(activation, x, p, rng), random.Draw(SEED, offset), inplace)
 
 
 def steps(value: Tensor, truth: Tensor) -> Tensor:

@@ -30,7 +30,9 @@ def path(request, monkeypatch) -> str:
         monkeypatch.setattr(torch.Tensor, "is_cuda", True)
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
         monkeypatch.setattr(random, "processors", lambda device: PROCESSORS)
-        monkeypatch.setattr(random, "draw", lambda x, plan: (int(torch.randint(2**62, ())), OFFSET))
+        monkeypatch.setattr(
+            random, "draw", lambda x, plan: random.Draw(int(torch.randint(2**62, ())), OFFSET)
+        )
         assert ops._runs_kernels(torch.ones(1))
     return "cpu"
 

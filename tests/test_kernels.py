@@ -183,7 +183,7 @@ def test_elu_is_no_less_accurate_than_eager(rng, dtype, p, alpha, device, launch
     x = elu_inputs(dtype).to(device).requires_grad_()
     p = random.used_probability(p, rng)
     prepared = launch.prepare(elu, dtype, device, x.numel(), alpha, p, make_plan(x, rng))
-    y = ops.fused(x, prepared, (SEED, OFFSET), False)
+    y = ops.fused(x, prepared, random.Draw(SEED, OFFSET), False)
     dy = torch.ones_like(x)
     (dx,) = torch.autograd.grad(y, x, dy)
     x = x.detach()
@@ -209,7 +209,7 @@ def test_bytes_kept_for_backward(activation, rng, dtype, device):
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         prepared = prepare(activation, x, 0.5, rng, random.plan(rng, n, dtype.itemsize, 132, 2048))
-        ops.fused(x, prepared, (SEED, OFFSET), False)
+        ops.fused(x, prepared, random.Draw(SEED, OFFSET), False)
     bits = {Saved.ALIVE: n // 8, Saved.FLAG: n // 4, Saved.INPUT: n // 8}[activation.saved]
     bits += n * dtype.itemsize if activation.saved is Saved.INPUT else 0
     assert sum(t.numel() * t.element_size() for t in kept) == bits
@@ -246,7 +246,7 @@ def test_bytes_that_a_net_of_three_layers_keeps(device):
 
         def fused_layer(x, activation=activation):
             plan = random.plan("eager", x.numel(), x.element_size(), 132, 2048)
-            return ops.fused(x, prepare(activation, x, 0.5, plan=plan), (SEED, OFFSET), False)
+            return ops.fused(x, prepare(activation, x, 0.5, plan=plan), random.Draw(SEED, OFFSET), False)
 
         def eager_layer(x, activation=activation):
             return torch.nn.functional.dropout(activation.eager(x, *parameters(activation)), 0.5)
@@ -262,7 +262,7 @@ def test_bytes_that_a_net_of_three_layers_keeps(device):
 def test_packed_bits(activation, rng, n, device, launch):
     x = torch.randn(n, device=device)
     prepared = prepare(activation, x, 0.3, rng)
-    bits = launch.forward(prepared, x, torch.empty_like(x), (SEED, OFFSET))
+    bits = launch.forward(prepared, x, torch.empty_like(x), random.Draw(SEED, OFFSET))
     keep = mask(x, 0.3, rng=rng)
     expected = {
         Saved.ALIVE: [keep & (x > 0)],
@@ -343,7 +343,7 @@ def test_positions_past_2_to_the_31(activation, rng, vec, launch, monkeypatch):
     x[here] = torch.randn(4096).half()
     y[here] = torch.nan
     prepared = prepare(activation, x, 0.3, rng, plan)._replace(grid=(programs, 1, 1))
-    bits = launch.forward(prepared, x, y, (SEED, OFFSET))
+    bits = launch.forward(prepared, x, y, random.Draw(SEED, OFFSET))
 
     e = torch.arange(here.start, here.stop)
     p = prepared.p
@@ -395,6 +395,36 @@ def test_double_backward_equals_eager(activation, device):
         (dx,) = torch.autograd.grad(y, x, dy, create_graph=True)
         results.append(torch.autograd.grad((dx**2).sum(), (x, dy), allow_unused=True, materialize_grads=True))
     torch.testing.assert_close(*results)
+
+
+@activations
+@rngs
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_batched_gradients(activation, rng, create_graph, device):
+    """`is_grads_batched`, which `vectorize=True` and `torch.func.vmap` use: a mask to all of them."""
+    x = torch.randn(300, device=device, requires_grad=True)
+    y = fused(activation, x, 0.3, rng=rng)
+
+    def gradient(dy, **options):
+        return torch.autograd.grad(y, x, dy, retain_graph=True, **options)[0]
+
+    dys = torch.randn(4, 300, device=device)
+    expected = torch.stack([gradient(dy) for dy in dys])
+    results = [
+        gradient(dys, is_grads_batched=True, create_graph=create_graph),
+        torch.func.vmap(gradient)(dys),
+    ]
+    for result in results:
+        torch.testing.assert_close(result, expected)
+
+
+@activations
+def test_a_second_derivative_that_is_0(activation, device):
+    """As in eager mode, where the upstream gradient is a constant: no error, and ELU's alone isn't 0."""
+    x = torch.randn(300, device=device, requires_grad=True)
+    (dx,) = torch.autograd.grad(fused(activation, x, 0.3).sum(), x, create_graph=True)
+    dx.sum().backward()
+    assert (x.grad is not None and bool(x.grad.any())) == (activation.saved is Saved.INPUT)
 
 
 @activations

@@ -56,8 +56,8 @@ def test_a_draw_moves_its_own_devices_generator_as_eager_would(monkeypatch):
     tensors = [OnDevice(n, 1) for n in (8192, 8192, 2**26)]
     plans = [random.plan("eager", tensor.n, 4, *PROCESSORS) for tensor in tensors]
     calls = [random.draw(tensor, plan) for tensor, plan in zip(tensors, plans, strict=True)]
-    assert [seed for seed, _ in calls] == [42] * 3
-    assert [offset for _, offset in calls] == [8, 12, 16]
+    assert [seed for seed, _, _ in calls] == [42] * 3
+    assert [offset for _, offset, _ in calls] == [8, 12, 16]
     assert generators[1].offset == 16 + plans[2].increment
     assert generators[0].offset == 8
 

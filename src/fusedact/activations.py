@@ -41,6 +41,12 @@ class Activation:
     parameter: str | None = None
     homogeneous: bool = False
 
+    def __post_init__(self) -> None:
+        ROWS[self.name] = self
+
+
+ROWS: dict[str, Activation] = {}  # by name, which is what a registered operator can be given
+
 
 def check_probability(p: float) -> float:
     """`p` as a float; ValueError unless it is a number in [0, 1]."""
@@ -53,7 +59,7 @@ def check_probability(p: float) -> float:
 
 def check_parameter(name: str, value: float) -> float:
     """`value` as a float; ValueError unless it is a finite number."""
-    if type(value) is float and math.isfinite(value):
+    if type(value) is float and -math.inf < value < math.inf:  # in words that a compiler can trace
         return value
     if isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)

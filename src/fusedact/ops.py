@@ -2,23 +2,25 @@
 
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import random, reference
-from .activations import Activation, check_flag, check_probability
+from .activations import ROWS, Activation, Saved, check_flag, check_probability
 from .random import Draw
 
+_TRITON = importlib.util.find_spec("triton") is not None
+_OPERATORS = "cuda"  # where a compiler is given the operators
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @functools.cache
 def kernels() -> Any:
     """The module that launches the Triton kernels; None where Triton isn't installed."""
-    if importlib.util.find_spec("triton") is None:
+    if not _TRITON:
         return None
     from .kernels import launch
 
@@ -43,9 +45,16 @@ def activation_dropout(
         check_rng(rng)
     if training and 0 < p < 1 and _runs_kernels(input):
         parameter = parameters[0] if parameters else 0.0
-        prepared = _prepared(activation, input.dtype, input.get_device(), input.numel(), parameter, p, rng)
+        prepared = _prepared(activation, input.dtype, input.device, input.numel(), parameter, p, rng)
         if prepared is not None:
-            return fused(input, prepared, random.draw(input, prepared.plan), inplace)
+            if not torch.cuda.is_current_stream_capturing():
+                return fused(input, prepared, random.draw(input, prepared.plan), inplace)
+            if kernels().loaded(prepared, input):
+                return fused(input, prepared, random.draw_for_graph(input, prepared.plan), inplace)
+    elif training and 0 < p < 1 and _runs_operators(input):
+        parameter = parameters[0] if parameters else 0.0
+        if _can_scale(parameter, p, rng):
+            return operated(activation, input, parameter, p, inplace, rng)
     return reference.composition(activation, input, parameters, p, training, inplace)
 
 
@@ -53,7 +62,7 @@ def activation_dropout(
 def _prepared(
     activation: Activation,
     dtype: torch.dtype,
-    device: int,
+    device: torch.device,
     n: int,
     parameter: float,
     p: float,
@@ -67,8 +76,7 @@ def _prepared(
     if used == 0:
         return None
     plan = random.plan(rng, n, dtype.itemsize, *random.processors(device))
-    where = torch.device("cuda", device) if device >= 0 else torch.device("cpu")
-    return kernels().prepare(activation, dtype, where, n, parameter, used, plan)
+    return kernels().prepare(activation, dtype, device, n, parameter, used, plan)
 
 
 def check_input(input: Tensor) -> None:
@@ -92,8 +100,7 @@ def check_rng(rng: str) -> str:
 
 def _runs_kernels(input: Tensor) -> bool:
     # A subclass (DTensor, FakeTensor), a functorch transform, forward-mode differentiation, a tracer
-    # and a compiler need operators they can see; a capturing graph needs a seed that each replay
-    # refreshes.
+    # and a compiler need operators they can see.
     return (
         not torch.compiler.is_compiling()
         and input.is_cuda
@@ -103,9 +110,29 @@ def _runs_kernels(input: Tensor) -> bool:
         and torch.autograd.forward_ad._current_level < 0
         and input.numel() > 0
         and not torch._C._are_functorch_transforms_active()
-        and not torch.cuda.is_current_stream_capturing()
         and kernels() is not None
     )
+
+
+def _runs_operators(input: Tensor) -> bool:
+    # On a CPU the composition is what a compiler fuses best. Derivatives of functorch and forward mode
+    # don't know of the operators: they would silently be 0.
+    return (
+        torch.compiler.is_compiling()
+        and input.device.type == _OPERATORS
+        and (type(input) is Tensor or type(input) is torch.nn.Parameter)
+        and not input.is_nested
+        and torch._C._get_tracing_state() is None
+        and not torch._C._are_functorch_transforms_active()
+        and torch.autograd.forward_ad._current_level < 0
+        and _TRITON
+    )
+
+
+def _can_scale(parameter: float, p: float, rng: str) -> bool:
+    """Whether a kernel can do what is asked, in words that a compiler can trace; see `_prepared`."""
+    used = random.used_probability(p, rng)
+    return used > 0 and abs(parameter) / (1.0 - used) < 1e38
 
 
 def fused(input: Tensor, prepared: Any, draw: Draw, inplace: bool) -> Tensor:
@@ -144,13 +171,17 @@ class _Fused(torch.autograd.Function):
         else:
             ctx.save_for_backward(bits)
         ctx.prepared = prepared
-        ctx.stride = x.stride()
+        ctx.shape, ctx.stride = x.shape, x.stride()
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # that is under create_graph=True
-            return _differentiable_backward(ctx, dy, *ctx.saved_tensors), None
+        if (
+            torch.is_grad_enabled()  # under create_graph=True
+            or torch._C._are_functorch_transforms_active()
+            or torch._C._functorch.is_legacy_batchedtensor(dy)  # is_grads_batched=True
+        ):
+            return _composed_backward(ctx, dy, *ctx.saved_tensors), None
         return _backward(ctx, dy, *ctx.saved_tensors), None
 
 
@@ -168,30 +199,131 @@ def _backward(ctx: Any, dy: Tensor, bits: Tensor, x: Tensor | None = None) -> Te
     return dx
 
 
-def _differentiable_backward(ctx: Any, dy: Tensor, bits: Tensor, x: Tensor | None = None) -> Tensor:
+def _composed_backward(ctx: Any, dy: Tensor, bits: Tensor, x: Tensor | None = None) -> Tensor:
+    """`_backward` in PyTorch's operations, which can be differentiated again, and batched."""
+    activation, parameter, p, plan = ctx.prepared[:4]
+    planes = kernels().unpack(bits, ctx.shape.numel(), plan)
+    keep, *flags = (torch.as_strided(plane, ctx.shape, ctx.stride) for plane in planes)
+    if torch.is_grad_enabled() and not dy.requires_grad:
+        # A second derivative of 0, as in eager mode, and not none at all.
+        dy = dy * torch.ones((), dtype=dy.dtype, device=dy.device, requires_grad=True)
+    scale = random.scales(p, dy.dtype is torch.float64)[1]
     dx: Tensor
-    if x is None:
-        dx = _Linear.apply(dy, ctx, bits)
+    if x is not None:
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            value = activation.eager(x, *((parameter,) if activation.parameter else ()))
+        (dx,) = torch.autograd.grad(value, x, dy * keep * scale, create_graph=torch.is_grad_enabled())
+    elif flags:
+        dx = dy * keep * scale
+        dx = torch.where(flags[0], dx, dx * parameter)
     else:
-        # The composition with the mask that was drawn, through PyTorch's own derivatives.
-        activation, parameter, p, plan = ctx.prepared[:4]
-        keep = torch.as_strided(kernels().unpack(bits, x.numel(), plan)[0], x.shape, ctx.stride)
-        scale = random.scales(p, x.dtype is torch.float64)[1]
-        value = activation.eager(x, *((parameter,) if activation.parameter else ()))
-        (dx,) = torch.autograd.grad(value, x, dy * keep * scale, create_graph=True)
+        dx = torch.where(keep, dy * scale, 0.0)
     return dx
 
 
-class _Linear(torch.autograd.Function):
-    """The backward of an activation that is linear on either side of 0: its own derivative."""
+# What a compiler sees: two operators, on any strides, whose numbers come in a tensor.
 
-    @staticmethod
-    def forward(ctx: Any, dy: Tensor, fused_ctx: Any, bits: Tensor) -> Tensor:
-        ctx.fused_ctx = fused_ctx
-        ctx.save_for_backward(bits)
-        return _backward(fused_ctx, dy, bits)
 
-    @staticmethod
-    def backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:
-        (bits,) = ctx.saved_tensors
-        return _Linear.apply(ddx, ctx.fused_ctx, bits), None, None
+def operated(
+    activation: Activation, input: Tensor, parameter: float, p: float, inplace: bool, rng: str
+) -> Tensor:
+    """The same by the registered operators, with numbers that are drawn wherever the graph runs."""
+    draw = random.draw_on_device(input)
+    output, _ = _forward_operator(input, *draw.device, activation.name, parameter, p, rng)
+    return input.copy_(output) if inplace else output
+
+
+@functools.lru_cache(maxsize=4096)
+def _prepared_operator(
+    activation: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    n: int,
+    parameter: float,
+    p: float,
+    rng: str,
+) -> Any:
+    used = random.used_probability(p, rng)
+    plan = random.graph_plan(rng, n, dtype.itemsize)
+    return kernels().prepare(ROWS[activation], dtype, device, n, parameter, used, plan)
+
+
+def _ordered(input: Tensor, stride: Sequence[int]) -> Tensor:
+    """`input`, or a copy of it, with that stride, and with memory of its own."""
+    if input.stride() == tuple(stride) and not input.is_neg() and not input._is_zerotensor():
+        return input
+    return torch.empty_strided(input.shape, stride, dtype=input.dtype, device=input.device).copy_(input)
+
+
+@torch.library.custom_op("fusedact::activation_dropout", mutates_args=())
+def _forward_operator(
+    x: Tensor, seed: Tensor, offset: Tensor, activation: str, parameter: float, p: float, rng: str
+) -> tuple[Tensor, Tensor]:
+    """`dropout(act(x), p)` in x's layout, made dense, and packed bits: int32 [tiles * planes * 128].
+
+    `seed` and `offset` are int64 tensors of one element on x's device.
+    """
+    y, bits = _forward_fake(x, seed, offset, activation, parameter, p, rng)
+    if x.numel() > 0:
+        prepared = _prepared_operator(activation, x.dtype, x.device, x.numel(), parameter, p, rng)
+        kernels().forward(prepared, _ordered(x, y.stride()), y, Draw(0, 0, (seed, offset)), bits)
+    return y, bits
+
+
+@_forward_operator.register_fake
+def _forward_fake(
+    x: Tensor, seed: Tensor, offset: Tensor, activation: str, parameter: float, p: float, rng: str
+) -> tuple[Tensor, Tensor]:
+    n, planes = x.numel(), 2 if ROWS[activation].saved is Saved.FLAG else 1
+    # An iteration of `random.graph_plan` has no end of its own: the last may be left with most of its tiles.
+    tiles = (n + 4095) // 4096 + torch.sym_min(n // 2**30, 1) * 2**18
+    return torch.empty_like(x), x.new_empty((tiles * planes * 128,), dtype=torch.int32)
+
+
+@torch.library.custom_op("fusedact::activation_dropout_backward", mutates_args=())
+def _backward_operator(
+    dy: Tensor,
+    x: Tensor | None,
+    bits: Tensor,
+    stride: Sequence[int],
+    activation: str,
+    parameter: float,
+    p: float,
+    rng: str,
+) -> Tensor:
+    """The gradient of x, with `stride`, the one of y; `x` is needed where the activation's row says so."""
+    dx: Tensor = _backward_fake(dy, x, bits, stride, activation, parameter, p, rng)
+    if dy.numel() > 0:
+        prepared = _prepared_operator(activation, dy.dtype, dy.device, dy.numel(), parameter, p, rng)
+        x = x if x is None else _ordered(x, stride)
+        kernels().backward(prepared, _ordered(dy, stride), x, bits, dx)
+    return dx
+
+
+@_backward_operator.register_fake
+def _backward_fake(
+    dy: Tensor,
+    x: Tensor | None,
+    bits: Tensor,
+    stride: Sequence[int],
+    activation: str,
+    parameter: float,
+    p: float,
+    rng: str,
+) -> Tensor:
+    return torch.empty_strided(dy.shape, stride, dtype=dy.dtype, device=dy.device)
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, _, _, activation, *rest = inputs
+    y, bits = output
+    ctx.save_for_backward(x if ROWS[activation].saved is Saved.INPUT else None, bits)
+    ctx.rest = (y.stride(), activation, *rest)
+
+
+def _operators_backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    return _backward_operator(dy, *ctx.saved_tensors, *ctx.rest), *[None] * 6
+
+
+_forward_operator.register_autograd(_operators_backward, setup_context=_keep_for_backward)

@@ -49,8 +49,19 @@ class Plan(NamedTuple):
         return self.vec > 1 or self.rng == "fast"
 
 
-# One call's numbers: the generator's seed, and its offset before the call.
-Draw = tuple[int, int]
+class Draw(NamedTuple):
+    """One call's numbers: the generator's seed, and its offset before the call.
+
+    Attributes:
+        seed: in [0, 2**64).
+        offset: a multiple of 4.
+        device: where a graph is to find them at every replay, a seed and an offset that are added to
+            those: int64 tensors of one element on the GPU; else empty.
+    """
+
+    seed: int
+    offset: int
+    device: tuple[Tensor, ...] = ()
 
 
 @functools.lru_cache(maxsize=4096)
@@ -89,6 +100,19 @@ def fast_plan(n: int, itemsize: int) -> Plan:
     return Plan("fast", 1 if n % lanes else lanes, lanes, 0, _UNROLL)
 
 
+def graph_plan(rng: str, n: int, itemsize: int) -> Plan:
+    """The plan of a compiler's graph, which serves every size with one formula for the number of tiles.
+
+    Its masks can't be `torch.nn.Dropout`'s, whose numbers the compiler takes from elsewhere: eager
+    walks the tensor in a single iteration (2**30 elements to each where there are more), on any GPU.
+    """
+    if rng == "fast":
+        return fast_plan(n, itemsize)
+    lanes = eager_plan(n, itemsize, 1, _BLOCK).lanes
+    blocks = min(-(-n // (_BLOCK * lanes)), 2**30 // (_BLOCK * lanes))
+    return eager_plan(n, itemsize, blocks, _BLOCK)
+
+
 def plan(rng: str, n: int, itemsize: int, multiprocessors: int, threads_per_multiprocessor: int) -> Plan:
     """The plan of the mapping `rng` for a new, dense tensor."""
     if rng == "fast":
@@ -97,7 +121,7 @@ def plan(rng: str, n: int, itemsize: int, multiprocessors: int, threads_per_mult
 
 
 @functools.cache
-def processors(device: int) -> tuple[int, int]:
+def processors(device: torch.device) -> tuple[int, int]:
     """A GPU's multiprocessors, and the threads that can be resident on one."""
     properties = torch.cuda.get_device_properties(device)
     return properties.multi_processor_count, properties.max_threads_per_multi_processor
@@ -121,7 +145,26 @@ def draw(input: Tensor, plan: Plan) -> Draw:
     with _lock:
         offset = generator.get_offset()
         generator.set_offset(offset + plan.increment)
-    return generator.initial_seed(), offset
+    return Draw(generator.initial_seed(), offset)
+
+
+def draw_for_graph(input: Tensor, plan: Plan) -> Draw:
+    """Numbers for one call that is being captured in a CUDA graph, other ones at every replay.
+
+    From torch 2.14 on they are those that `torch.nn.Dropout` would have had in its place.
+    """
+    generator = torch.cuda.default_generators[input.get_device()]
+    if not hasattr(generator, "philox_state"):
+        return draw_on_device(input)
+    with _lock:
+        seed, offset, within = generator.philox_state(plan.increment)
+    return Draw(0, int(within), (seed, offset))
+
+
+def draw_on_device(input: Tensor) -> Draw:
+    """Numbers for one call that PyTorch draws where `input` is, for graphs of any kind."""
+    seed, offset = torch.randint(2**63 - 1, (2,), device=input.device).split(1)
+    return Draw(0, 0, (seed, offset))
 
 
 def to_float32(value: float) -> float:

@@ -112,7 +112,7 @@ def _exp(x):
         # 2^j 2^f, j an integer and no less than -126; from there on f falls.
         shifted = tl.maximum(tl.fma(x, _LOG2E, _ROUND_32), _ROUND_32 - 126.0)
         power = ((shifted.to(tl.int32, bitcast=True) << 23) + 0x3F800000).to(tl.float32, bitcast=True)
-        f = tl.fma(x, _LOG2E, _ROUND_32 - shifted)
+        f = tl.fma(x, _LOG2E, -(shifted - _ROUND_32))
         result = tl.exp2(tl.fma(x, _LOG2E_REST, f)) * power
     return result
 

@@ -150,6 +150,13 @@ def _scalars(scale, param, scaled, ARITHMETIC: tl.constexpr):
 
 
 @triton.jit
+def _sum(words, number):
+    """The 64-bit number whose low and high word are given, plus another, in words again."""
+    number += (words[1].to(tl.uint64) << 32) + words[0]
+    return number.to(tl.uint32), (number >> 32).to(tl.uint32)
+
+
+@triton.jit
 def _eager_words(g, k, first, key, call, LANES: tl.constexpr, COLUMNS: tl.constexpr):
     """Per lane, the 32 random bits that PyTorch's dropout kernel compares with the keep probability."""
     idx = (first + g * COLUMNS + tl.arange(0, COLUMNS)).to(tl.uint32)
@@ -194,6 +201,8 @@ def _fast_words(g, key, call, LANES: tl.constexpr, COLUMNS: tl.constexpr):
         "scale",
         "param",
         "scaled",
+        "seed_ptr",
+        "offset_ptr",
     ]
 )
 def forward_kernel(
@@ -210,6 +219,8 @@ def forward_kernel(
     scale,
     param,
     scaled,
+    seed_ptr,
+    offset_ptr,
     FORWARD: tl.constexpr,
     SAVES_FLAG: tl.constexpr,
     MERGES_FLAG: tl.constexpr,
@@ -221,6 +232,10 @@ def forward_kernel(
     COLUMNS: tl.constexpr,
 ):
     """y = act(x) * (scale if kept else 0), and the bits that backward needs.
+
+    The random numbers' key is the seed and the first of their counters the call, in two words each. What
+    a graph may not hold as a number, since it is another at every replay, is read from memory and added: a
+    seed, and a generator's offset, 4 to a call. Where both pointers are None, nothing is compiled for them.
 
     Bytes per element of b bytes: 2 b, and 1/8 for each plane of bits.
     """
@@ -234,6 +249,9 @@ def forward_kernel(
     # In the interpreter an integer's type goes by its value.
     key = (seed_low.to(tl.uint32), seed_high.to(tl.uint32))
     call = (call_low.to(tl.uint32), call_high.to(tl.uint32))
+    if seed_ptr is not None:
+        key = _sum(key, tl.load(seed_ptr).to(tl.uint64, bitcast=True))
+        call = _sum(call, tl.load(offset_ptr).to(tl.uint64, bitcast=True) >> 2)
     threshold = threshold.to(tl.uint32)
 
     xs = ()  # all loads are under way before the arithmetic starts

@@ -67,11 +67,14 @@ def unpack(bits: Tensor, n: int, plan: Plan) -> Tensor:
 
 
 def specialisation(activation: Activation, direction: str, dtype: torch.dtype, plan: Plan) -> dict[str, Any]:
-    """The compile-time arguments of the kernel of `direction`, "forward" or "backward", and num_warps."""
+    """The compile-time arguments of the kernel of `direction`, "forward" or "backward", and num_warps.
+
+    Forward's numbers come from the host; without `seed_ptr` and `offset_ptr`, from the device.
+    """
     saved = activation.saved
     arithmetic = tl.float64 if dtype is torch.float64 else tl.float32
     own = (
-        {"MERGES_FLAG": saved is Saved.ALIVE}
+        {"seed_ptr": None, "offset_ptr": None, "MERGES_FLAG": saved is Saved.ALIVE}
         if direction == "forward"
         else {"SAVES_INPUT": saved is Saved.INPUT}
     )
@@ -99,8 +102,9 @@ class Kernel:
     differ, it does.
     """
 
-    def __init__(self, function: Any, constants: dict[str, Any]) -> None:
+    def __init__(self, function: Any, constants: dict[str, Any], captured: "Kernel | None" = None) -> None:
         self._function = function
+        self._captured = captured  # the one that a graph launches: nothing can be loaded while it captures
         self._constants = constants
         # The launcher takes compile-time arguments too, in their places, and skips them.
         self._rest = tuple(constants[name] for name in function.arg_names if name in constants)
@@ -111,7 +115,7 @@ class Kernel:
         grid: tuple[int, int, int],
         first: Tensor,
         others: tuple[Tensor | None, ...],
-        scalars: tuple[float | int, ...],
+        scalars: tuple[float | int | Tensor, ...],
     ) -> None:
         """Launch on the GPU of `first`, the kernel's first pointer, with the others and its scalars."""
         device = first.get_device()
@@ -128,6 +132,8 @@ class Kernel:
                 compiled = self._function[grid](first, *others, *scalars, **self._constants)
             if _KNOWN_LAUNCHER and hasattr(compiled, "packed_metadata"):
                 self._compiled[key] = compiled
+                if self._captured is not None:
+                    self._captured._load(key, grid, (first, *others), scalars)
             return
         current = _current_device()
         if current != device:
@@ -150,6 +156,20 @@ class Kernel:
         finally:
             if current != device:
                 torch.cuda.set_device(current)
+
+    def _load(
+        self, key: Any, grid: tuple[int, int, int], tensors: tuple[Any, ...], scalars: tuple[Any, ...]
+    ) -> None:
+        """Compile and load, but don't launch; the pointers after the scalars are to int64."""
+        rest = [torch.int64] * (len(self._function.arg_names) - len((*tensors, *scalars, *self._rest)))
+        with torch.cuda.device_of(tensors[0]):
+            compiled = self._function.warmup(*tensors, *scalars, *rest, grid=grid, **self._constants)
+            compiled.run  # noqa: B018  the property loads
+        self._compiled[key] = compiled
+
+    def ready(self, device: int) -> bool:
+        """Whether a launch on that GPU, with aligned pointers, needs nothing loaded."""
+        return device in self._compiled and not _watched()
 
 
 def _misaligned(*pointers: Tensor | None) -> tuple[bool, ...]:
@@ -179,6 +199,7 @@ class Prepared(NamedTuple):
     bits: Tensor  # of the shape of the packed bits, int32 [programs, planes, COLUMNS]; 4 bytes of memory
     walk: tuple[int, int]  # n, blocks
     forward: Kernel
+    captured: Kernel  # forward for numbers on the device
     forward_scalars: tuple[float | int, ...]  # threshold, scale, parameter, their product
     backward: Kernel
     backward_scalars: tuple[float | int, ...]  # n, blocks, scale, parameter, their product
@@ -215,6 +236,7 @@ def prepare(
         ),
         (n, plan.blocks),
         _kernel(activation, "forward", dtype, kind),
+        _kernel(activation, "forward", dtype, kind, True),
         (random.keep_threshold(p, double, plan.rng), *forward),
         _kernel(activation, "backward", dtype, kind),
         (n, plan.blocks, *backward),
@@ -222,9 +244,16 @@ def prepare(
 
 
 @functools.cache
-def _kernel(activation: Activation, direction: str, dtype: torch.dtype, plan: Plan) -> Kernel:
-    function = forward_kernel if direction == "forward" else backward_kernel
-    return Kernel(function, specialisation(activation, direction, dtype, plan))
+def _kernel(
+    activation: Activation, direction: str, dtype: torch.dtype, plan: Plan, captured: bool = False
+) -> Kernel:
+    constants = specialisation(activation, direction, dtype, plan)
+    if direction == "backward":
+        return Kernel(backward_kernel, constants)
+    if captured:
+        del constants["seed_ptr"], constants["offset_ptr"]
+        return Kernel(forward_kernel, constants)
+    return Kernel(forward_kernel, constants, _kernel(activation, direction, dtype, plan, True))
 
 
 def _scalars(scale: float, parameter: float, double: bool) -> tuple[float | int, ...]:
@@ -235,15 +264,26 @@ def _scalars(scale: float, parameter: float, double: bool) -> tuple[float | int,
     return tuple(random.to_float32(value) for value in values)
 
 
-def forward(prepared: Prepared, x: Tensor, y: Tensor, draw: Draw) -> Tensor:
-    """Write y = dropout(act(x), p), and return the packed bits; `x` and `y` dense in the same layout."""
-    bits = torch.empty_like(prepared.bits)
-    seed, offset = draw
+def forward(prepared: Prepared, x: Tensor, y: Tensor, draw: Draw, bits: Tensor | None = None) -> Tensor:
+    """Write y = dropout(act(x), p), and return the packed bits; `x` and `y` dense in the same layout.
+
+    The bits stand at the start of `bits` if it is given, which may be larger than they need.
+    """
+    if bits is None:
+        bits = torch.empty_like(prepared.bits)
+    seed, offset, device = draw
     call = offset // 4
     numbers = (seed & 0xFFFFFFFF, seed >> 32, call & 0xFFFFFFFF, call >> 32)
-    scalars = (*prepared.walk, *numbers, *prepared.forward_scalars)
-    prepared.forward(prepared.grid, x, (y, bits), scalars)
+    kernel = prepared.captured if device else prepared.forward
+    kernel(prepared.grid, x, (y, bits), (*prepared.walk, *numbers, *prepared.forward_scalars, *device))
     return bits
+
+
+def loaded(prepared: Prepared, input: Tensor) -> bool:
+    """Whether a graph that is being captured on `input`'s GPU can launch both: nothing is left to load."""
+    device = input.get_device()
+    aligned = input.data_ptr() % 16 == 0
+    return aligned and prepared.captured.ready(device) and prepared.backward.ready(device)
 
 
 def backward(prepared: Prepared, dy: Tensor, x: Tensor | None, bits: Tensor, dx: Tensor) -> None:

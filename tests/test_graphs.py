@@ -1,0 +1,415 @@
+"""Calls that become part of a graph: `torch.compile`, `torch.export` and CUDA graphs.
+
+A graph lives longer than its numbers: each of its runs has to draw others, and none may be built in.
+"""
+
+import contextlib
+import itertools
+
+import pytest
+import torch
+from cases import (
+    ACTIVATIONS,
+    DTYPES,
+    MODULES,
+    OFFSET,
+    PROCESSORS,
+    SEED,
+    assert_equals_eager,
+    eager_modules,
+    fused_module,
+    parameters,
+    prepare,
+)
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.utils import counters
+
+from fusedact import ops, random, reference
+from fusedact.activations import Saved
+
+activations = pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: a.name)
+dynamics = pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+rngs = pytest.mark.parametrize("rng", random.RNGS)
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    counters.clear()
+
+
+@pytest.fixture(params=["composition", "operators", "cuda"])
+def path(request, monkeypatch) -> str:
+    """The device of each path that a compiler can be given; operators run on a CPU in the interpreter."""
+    if request.param == "cuda":
+        return request.getfixturevalue("cuda")
+    if request.param == "operators":
+        if request.getfixturevalue("device") == "cuda":
+            pytest.skip("with a GPU the kernels run there, not in the interpreter")
+        monkeypatch.setattr(ops, "_OPERATORS", "cpu")
+    return "cpu"
+
+
+def train(module, x, seed=1):
+    """Value and gradient for a seed."""
+    torch.manual_seed(seed)
+    x = x.detach().requires_grad_()
+    y = module(x)
+    return y.detach(), *torch.autograd.grad(y, x, torch.ones_like(y))
+
+
+# torch.compile
+
+
+@activations
+@dynamics
+@pytest.mark.parametrize(("p", "training"), [(0.5, False), (0.0, True)], ids=["eval", "p=0"])
+@pytest.mark.parametrize("path", ["composition", "cuda"], indirect=True)
+def test_what_drops_nothing_is_eagers(activation, dynamic, p, training, path):
+    module, eager = (make(activation, p).train(training) for make in (fused_module, eager_modules))
+    compiled = torch.compile(module, fullgraph=True, dynamic=dynamic)
+    x = torch.randn(7, 40, device=path)
+    result, expected = train(compiled, x), train(eager, x)
+    if activation.saved is Saved.INPUT:  # the compiler has an exp of its own
+        torch.testing.assert_close(result, expected)
+        expected = train(torch.compile(eager, fullgraph=True, dynamic=dynamic), x)
+    assert all(map(torch.equal, result, expected))
+
+
+@activations
+@dynamics
+def test_a_seed_is_no_reason_to_compile_again(activation, dynamic, path):
+    """One graph for all seeds, and with dynamic shapes for all sizes, whatever they are divisible by."""
+    compiled = torch.compile(fused_module(activation, 0.3), fullgraph=True, dynamic=dynamic)
+    for columns in (30, 9, 257) if dynamic else (30,):
+        x = torch.rand(100, columns, device=path) + 0.1  # all pass the activation: zeros are dropped
+        first, other, again = (train(compiled, x, seed) for seed in (1, 2, 1))
+        for y, dx in (first, other):
+            assert torch.equal(dx != 0, y != 0)
+            assert abs((y != 0).double().mean() - 0.7) < 0.06
+            torch.testing.assert_close(y[y != 0], x[y != 0] / 0.7)
+        assert all(map(torch.equal, first, again))
+        assert not torch.equal(first[0], other[0])
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+@activations
+@pytest.mark.parametrize("path", ["operators", "cuda"], indirect=True)
+def test_a_compiled_net_learns(activation, path):
+    torch.manual_seed(2)
+    net = nn.Sequential(nn.Linear(8, 32), fused_module(activation, 0.2), nn.Linear(32, 1)).to(path)
+    compiled = torch.compile(net, fullgraph=True)
+    x = torch.randn(32, 8, device=path)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.05)
+    losses = []
+    for _ in range(25):
+        losses.append(nn.functional.mse_loss(compiled(x), x[:, :1] - x[:, 1:2]))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < losses[0] / 2
+
+
+def operators(graphs):
+    return [str(n.target) for g in graphs for n in g.graph.nodes if "fusedact" in str(n.target)]
+
+
+def traced(function, x):
+    """The operators of ours that a compiler is given."""
+    counter = CompileCounterWithBackend("eager")
+    torch.compile(function, fullgraph=True, backend=counter)(x)
+    return operators(counter.graphs)
+
+
+@activations
+@pytest.mark.parametrize("path", ["operators", "cuda"], indirect=True)
+def test_who_is_given_the_operators(activation, path):
+    """Not functorch's transforms, forward mode or subclasses, which see through the composition alone."""
+    module, x = fused_module(activation), torch.randn(8, 30, device=path)
+    assert traced(module, x) == ["fusedact.activation_dropout.default"]
+    assert traced(fused_module(activation, inplace=True), x + 0) == ["fusedact.activation_dropout.default"]
+    transforms = (
+        lambda x: torch.func.jvp(module, (x,), (x,)),
+        lambda x: torch.func.grad(lambda x: module(x).sum())(x),
+        lambda x: torch.func.vmap(module, randomness="different")(x),
+    )
+    for function in (*transforms, fused_module(activation).eval(), fused_module(activation, 1.0)):
+        assert traced(function, x) == []
+    assert traced(module, x.as_subclass(type("Subclass", (torch.Tensor,), {}))) == []
+    if activation.parameter:
+        assert traced(MODULES[activation.name](0.5, 1e38), x) == []  # float32 can't hold it scaled
+
+
+def test_on_a_cpu_the_compiler_is_given_the_composition():
+    assert traced(fused_module(ACTIVATIONS[0]), torch.ones(5)) == []
+
+
+@activations
+def test_in_place(activation, path):
+    x = torch.rand(1000, device=path) + 0.1
+    buffer = x.clone()
+    torch.manual_seed(1)
+    y = torch.compile(fused_module(activation, inplace=True), fullgraph=True)(buffer)
+    assert y.data_ptr() == buffer.data_ptr()
+    torch.testing.assert_close(y[y != 0], 2 * x[y != 0])
+    assert 0.3 < (y != 0).double().mean() < 0.7
+
+
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+def test_a_size_that_depends_on_data(path):
+    compiled = torch.compile(lambda x: fused_module(ACTIVATIONS[0])(x[x > 0]), fullgraph=True)
+    for x in (torch.randn(100, device=path), torch.randn(1000, device=path), -torch.ones(9, device=path)):
+        assert compiled(x).shape == ((x > 0).sum(),)
+
+
+# The operators
+
+
+def arguments(activation, x, rng):
+    numbers = (torch.tensor([SEED - 2**64], device=x.device), torch.tensor([OFFSET], device=x.device))
+    return x, *numbers, activation.name, (*parameters(activation), 0.0)[0], 0.3, rng
+
+
+@activations
+@rngs
+def test_opcheck(activation, rng, device):
+    x = torch.randn(6, 40, device=device)
+    for view in (x.t(), x[:0]) if rng == "eager" else (x[:, ::2],):
+        inputs = arguments(activation, view.detach().requires_grad_(), rng)
+        torch.library.opcheck(torch.ops.fusedact.activation_dropout, inputs)
+        y, bits = torch.ops.fusedact.activation_dropout(*inputs)
+        saved = view if activation.saved is Saved.INPUT else None
+        inputs = (torch.randn(view.shape, device=device), saved, bits, y.stride(), *inputs[3:])
+        torch.library.opcheck(torch.ops.fusedact.activation_dropout_backward, inputs)
+
+
+@activations
+@rngs
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_operators_are_exact(activation, rng, dtype, device):
+    """Against the oracle, for every vec, and for gradients and inputs of any strides."""
+    for shape in ((9, 8, 120), (7, 11, 13), (1, 1, 2), (6, 101, 7)):
+        x = torch.randn(shape, device=device).to(dtype).transpose(0, 2).requires_grad_()
+        dy = torch.randn(x.shape, device=device).to(dtype)
+        n, plan = x.numel(), random.graph_plan(rng, x.numel(), dtype.itemsize)
+        if rng == "fast":
+            keep = reference.fast_mask(n, 0.3, SEED, OFFSET)
+        else:
+            words = reference.eager_words(torch.arange(n), plan, SEED, OFFSET)
+            keep = words < random.keep_threshold(0.3, dtype is torch.float64)
+        keep = torch.as_strided(keep, x.shape, x.stride()).to(device)
+        y, _ = torch.ops.fusedact.activation_dropout(*arguments(activation, x, rng))
+        (dx,) = torch.autograd.grad(y, x, dy)
+        assert y.stride() == dx.stride() == x.stride()
+        p, x = random.used_probability(0.3, rng), x.detach()
+        for value, function, wide in (
+            (
+                y,
+                lambda x, dy, p=p, keep=keep, rng=rng: reference.forward(
+                    activation, x, parameters(activation), p, keep, rng
+                ),
+                "eager",
+            ),
+            (
+                dx,
+                lambda x, dy, p=p, keep=keep, rng=rng: reference.backward(
+                    activation, x, parameters(activation), p, keep, dy, rng
+                ),
+                "eager",
+            ),
+        ):
+            expected, truth = function(x, dy), function(x.double(), dy.double(), rng=wide)
+            assert_equals_eager(activation, value.detach(), expected, truth)
+
+
+@rngs
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_one_formula_for_the_tiles(rng, dtype, launch):
+    """The operator's bits hold all that the kernel writes, and little more; its int32 don't overflow."""
+    for base in (0, 4096, 2**20, 2**30, 2**31, 2**33, 2**36):
+        for n in range(max(base - 9, 1), base + 9):
+            plan = random.graph_plan(rng, n, dtype.itemsize)
+            assert 256 * plan.blocks * plan.lanes <= 2**30 + 256 * plan.lanes
+            programs, iterations, rounds = launch.grid(n, plan)
+            x = torch.empty(n, dtype=dtype, device="meta")
+            _, bits = ops._forward_fake(x, x, x, "relu", 0.0, 0.5, rng)
+            spare = bits.numel() // 128 - programs * iterations * rounds
+            assert 0 <= spare <= (0 if n < 2**30 else 2**18 + 1)
+
+
+# torch.export
+
+
+@activations
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_in_eval(activation, strict):
+    """PyTorch's own operators alone: it runs where fusedact isn't installed."""
+    net = nn.Sequential(nn.Linear(8, 16), fused_module(activation), nn.Linear(16, 2)).eval()
+    x = torch.randn(5, 8)
+    shapes = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(net, (x,), dynamic_shapes=shapes, strict=strict)
+    assert operators([program.graph_module]) == []
+    assert "dropout" not in program.graph_module.code
+    for batch in (x, torch.randn(9, 8)):
+        assert torch.equal(program.module()(batch), net(batch))
+
+
+# CUDA graphs
+
+
+class Generator:
+    """As much of a capturing GPU's generator as a graph asks for: each replay fills the two tensors."""
+
+    def __init__(self, device):
+        self.seed, self.offset = torch.zeros(2, 1, dtype=torch.int64, device=device)
+        self.within = 0
+
+    def philox_state(self, increment):
+        within, self.within = self.within, self.within + increment
+        return self.seed, self.offset, torch.tensor([within])
+
+    def replay(self, seed, offset):
+        self.seed.fill_(seed if seed < 2**63 else seed - 2**64)
+        self.offset.fill_(offset)
+
+
+@pytest.fixture
+def capturing(device, monkeypatch):
+    """A CPU on which a graph is being captured, with the faked generator."""
+    if device == "cuda":
+        pytest.skip("with a GPU its own generator is tested")
+    generator = Generator(device)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    monkeypatch.setattr(torch.Tensor, "get_device", lambda self: 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(torch.cuda, "default_generators", [generator])
+    monkeypatch.setattr(torch.cuda, "device_of", contextlib.nullcontext)
+    monkeypatch.setattr(random, "processors", lambda device: PROCESSORS)
+    monkeypatch.setattr(ops.kernels(), "loaded", lambda prepared, x: True)
+    return generator
+
+
+@activations
+@rngs
+@pytest.mark.parametrize("seed", [7, SEED])
+def test_numbers_from_the_device_are_those_from_the_host(activation, rng, seed, device, launch):
+    for offset, within in ((0, 0), (OFFSET - 12, 12), (2**64 - 8, 4)):
+        x = torch.randn(5000, device=device)
+        prepared = prepare(activation, x, 0.3, rng)
+        generator = Generator(device)
+        generator.replay(seed, offset if offset < 2**63 else offset - 2**64)
+        draws = random.Draw(seed, offset + within), random.Draw(0, within, (generator.seed, generator.offset))
+        results = []
+        for draw in draws:
+            y = torch.empty_like(x)
+            results.append((launch.forward(prepared, x, y, draw), y))
+        assert all(map(torch.equal, *results))
+
+
+@activations
+def test_a_captured_call_reads_what_each_replay_writes(activation, capturing, monkeypatch):
+    """One launch whose arguments never change, run again."""
+    launches = []
+    forward = ops.kernels().forward
+    monkeypatch.setattr(ops.kernels(), "forward", lambda *a: launches.append(a) or forward(*a))
+    x = torch.rand(5000) + 0.1
+    module = fused_module(activation, 0.3)
+    module(x), module(x)
+    plan = random.eager_plan(5000, 4, *PROCESSORS)
+    for seed, offset in ((SEED, OFFSET), (SEED, OFFSET + 2 * plan.increment), (3, 0)):
+        capturing.replay(seed, offset)
+        for call, arguments in enumerate(launches):
+            forward(*arguments)
+            keep = reference.eager_mask(5000, 0.3, x.dtype, seed, offset + call * plan.increment, *PROCESSORS)
+            assert torch.equal(arguments[2] != 0, keep)
+    assert len(launches) == 2
+
+
+@activations
+def test_a_captured_call_before_torch_2_14_draws_its_seed(activation, capturing, monkeypatch):
+    monkeypatch.delattr(Generator, "philox_state")
+    drawn = []
+    monkeypatch.setattr(
+        random, "draw_on_device", lambda x, f=random.draw_on_device: drawn.append(f(x)) or drawn[-1]
+    )
+    x = torch.rand(1000) + 0.1
+    results = [train(fused_module(activation), x, seed) for seed in (1, 1, 2)]
+    assert all(map(torch.equal, results[0], results[1]))
+    assert not torch.equal(results[0][0], results[2][0])
+    for (y, dx), (seed, offset, device) in zip(results, drawn, strict=True):
+        assert torch.equal(y != 0, dx != 0)
+        assert 0.4 < (y != 0).double().mean() < 0.6
+        assert (seed, offset) == (0, 0)
+        assert [(t.dtype, t.shape) for t in device] == [(torch.int64, (1,))] * 2
+
+
+def test_a_captured_call_whose_kernels_are_not_loaded_is_the_composition(capturing, monkeypatch):
+    """Nothing can be loaded while a graph is captured."""
+    monkeypatch.setattr(ops.kernels(), "loaded", lambda prepared, x: False)
+    monkeypatch.setattr(ops.kernels(), "forward", None)
+    x = torch.randn(1000)
+    results = [train(make(ACTIVATIONS[0]), x) for make in (fused_module, eager_modules)]
+    assert all(map(torch.equal, *results))
+
+
+@activations
+@pytest.mark.usefixtures("cuda")
+def test_replays_of_a_captured_step(activation):
+    """Fresh masks at each replay, the same ones from the same seed, gradients that go with them.
+
+    From torch 2.14 on they are the masks that `nn.Dropout` has in a graph of its own.
+    """
+    x = (torch.rand(10_000, device="cuda") + 0.1).requires_grad_()
+
+    def replays(module):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            torch.autograd.grad(module(x).sum(), x)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = module(x)
+            (dx,) = torch.autograd.grad(y.sum(), x)
+        results = []
+        for seed in (1, None, None, 1):
+            if seed is not None:
+                torch.manual_seed(seed)
+            graph.replay()
+            results.append((y.detach().clone(), dx.clone()))
+        return results
+
+    results = replays(fused_module(activation))
+    for y, dx in results:
+        assert torch.equal(y != 0, dx != 0)
+        assert 0.45 < (y != 0).double().mean() < 0.55
+    first, second, third, again = (y for y, _ in results)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    assert not torch.equal(second, third)
+    if hasattr(torch.Generator, "philox_state"):
+        for (y, _), (expected, _) in zip(results, replays(eager_modules(activation)), strict=True):
+            assert torch.equal(y != 0, expected != 0)
+
+
+@activations
+@pytest.mark.usefixtures("cuda")
+def test_a_captured_step_runs_the_kernels(activation, monkeypatch):
+    x = torch.randn(10_000, device="cuda", requires_grad=True)
+    module = fused_module(activation)
+    module(x).sum().backward()
+    monkeypatch.setattr(reference, "composition", None)
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        module(x).sum().backward()
+
+
+@activations
+@pytest.mark.usefixtures("cuda")
+def test_the_compilers_own_cuda_graphs(activation):
+    compiled = torch.compile(fused_module(activation), fullgraph=True, mode="reduce-overhead")
+    x = torch.rand(10_000, device="cuda") + 0.1
+    masks = [train(compiled, x, seed)[0].clone() != 0 for seed in (1, 2, 3, 4, 4)]
+    assert all(0.45 < mask.double().mean() < 0.55 for mask in masks)
+    assert torch.equal(masks[-1], masks[-2])
+    assert not any(torch.equal(a, b) for a, b in itertools.pairwise(masks[:4]))
