@@ -2,6 +2,10 @@
 
 import contextlib
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -539,3 +543,98 @@ def test_what_cannot_be_counted():
         nested = torch.nested.nested_tensor([torch.randn(2, 12), torch.randn(3, 12)], layout=torch.jagged)
         with pytest.raises(TypeError, match="counts plain tensors, but layer '1' got a nested tensor"):
             model(nested)
+
+
+# The kernel -------------------------------------------------------------------------------------------
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda x: x.transpose(0, 3),
+    "sliced": lambda x: torch.cat([x, x], 3)[..., ::2],
+    "expanded": lambda x: x[:, :1].expand(x.shape),
+    "negated": lambda x: torch._neg_view(-x),
+}
+# Less and more than a tile of units, of samples and of outer samples.
+SHAPES = [(3, 6, 5, 4), (40, 2, 3, 40), (2, 1, 3, 600), (1, 300, 1, 1)]
+
+
+@activations
+@pytest.mark.parametrize(
+    ("layout", "shape"),
+    [*((layout, SHAPES[0]) for layout in LAYOUTS), *(("contiguous", shape) for shape in SHAPES[1:])],
+    ids=str,
+)
+@pytest.mark.parametrize("dim", [-1, 1])
+def test_the_kernel_counts_what_plain_pytorch_counts(activation, layout, shape, dim, device):
+    from fusedact.kernels import activity
+
+    x = LAYOUTS[layout](torch.randn(shape, device=device) * 4)
+    check_kernel(activity, activation, x, dim)
+
+
+@activations
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_kernel_and_special_values(activation, dtype, device):
+    from fusedact.kernels import activity
+
+    special = torch.tensor([0.0, -0.0, -3.0, torch.inf, -torch.inf, torch.nan, 1e-4, -1e-4], dtype=dtype)
+    check_kernel(activity, activation, special.to(device).repeat(50, 1), -1)
+    check_kernel(activity, activation, (torch.randn(500, 33, device=device) * 4).to(dtype), -1)
+
+
+def check_kernel(module, activation, x, dim):
+    values = parameters(activation)
+    fired, samples, mean = recount(activation, x, dim)
+    units = len(fired)
+    counts = torch.full((3, units), 2**40, device=x.device)
+    totals = torch.ones(units, dtype=torch.float64, device=x.device)
+    for _ in range(2):
+        assert module.count(activation, x, dim, *(values or (0.0,)), counts, totals)
+    low = torch.zeros_like(fired)
+    if activation.saturation is not None:
+        low = (x < activation.saturation).movedim(dim, -1).reshape(-1, units).sum(0)
+    expected = torch.stack([fired, low, torch.full_like(fired, samples)])
+    assert torch.equal(counts, 2**40 + 2 * expected)
+    tolerance = 1e-12 if x.dtype is torch.float64 else 1e-5
+    torch.testing.assert_close(totals, 1 + 2 * samples * mean, rtol=tolerance, atol=0, equal_nan=True)
+
+
+COMPILE = """
+import re, torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+target = GPUTarget("cuda", 90, 32)
+
+class Driver:  # as much of a GPU as compilation asks for
+    def get_current_device(self): return 0
+    def get_current_target(self): return target
+    def get_current_stream(self, device=None): return 7
+    def get_active_torch_device(self): return torch.device("cpu")
+
+driver.set_active(Driver())
+from benchmarks import machine_code
+from fusedact.functional import ACTIVATIONS
+from fusedact.kernels import activity
+
+x = torch.empty(16, dtype=torch.bfloat16)
+tally = torch.empty(3, 16, dtype=torch.int64), torch.empty(16, dtype=torch.float64)
+for row in ACTIVATIONS:
+    for shape in ((4096, 1024, 1), (64, 64, 3136)):
+        grid, constants = activity._launch(row, 0.3, False, *shape)
+        compiled = activity.activity_kernel.warmup(x, *tally, *shape, grid=grid, **constants)
+        spills = machine_code._nvidia(compiled).spill_bytes
+        print(spills, *set(re.findall(r"ld[.]global[.](\\S*)", compiled.asm["ptx"])))
+"""
+
+
+def test_the_kernel_compiles_to_wide_loads_without_spills():
+    """For a GPU that need not be there; in a process of its own, as this one may have the interpreter."""
+    pytest.importorskip("triton", reason="needs Triton's compiler")
+    root = Path(__file__).parents[1]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join((str(root / "src"), str(root)))
+    result = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split("\n")[:-1] == ["0 v4.b32"] * 2 * len(ACTIVATIONS)

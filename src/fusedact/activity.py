@@ -4,6 +4,8 @@ Everything is counted on the activation's input, before dropout: a dropped eleme
 The counts stay on the device, as 64-bit integers, until a report is asked for.
 """
 
+import functools
+import importlib.util
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from .activations import Activation, check_parameter
 from .functional import ACTIVATIONS
 from .nn import _FusedDropout
+from .ops import _DTYPES
 
 MODES = ("all", "train", "eval")
 
@@ -206,6 +209,16 @@ def _share(units: Tensor | None) -> str:
 _BY_NAME = {activation.name: activation for activation in ACTIVATIONS}
 
 
+@functools.cache
+def _kernel() -> Any:
+    """The function that counts in one read, where there is Triton; else None."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from .kernels import activity
+
+    return activity.count
+
+
 def count(
     input: Tensor, dim: int, activation: str, parameters: list[float], counts: Tensor, activity: Tensor
 ) -> None:
@@ -222,11 +235,14 @@ def count(
     """
     if torch._C._current_graph_task_id() != -1:
         return
+    row = _BY_NAME[activation]
     with torch.no_grad():
         x = input.detach()
-        row = _BY_NAME[activation]
         if x.ndim < 2:
             x, dim = x.reshape(1, -1), 1
+        kernel = _kernel() if x.is_cuda and x.dtype in _DTYPES else None
+        if kernel is not None and kernel(row, x, dim, *(parameters or (0.0,)), counts, activity):
+            return
         others = [d for d in range(x.ndim) if d != dim % x.ndim]
         counts[0] += (x > 0).sum(others)
         if row.saturation is not None:
