@@ -193,6 +193,17 @@ def test_a_closed_monitor_counts_no_more():
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+def test_a_closed_monitor_keeps_its_counts():
+    """A CUDA graph that was captured under it goes on with the tensors that it knows."""
+    model = net(nn.ReLU())
+    monitor = ActivityMonitor(model)
+    model(torch.randn(5, 12))
+    ((counts, _),) = monitor._layers[0].tallies.values()
+    monitor.close()
+    counts += 1
+    assert only(monitor.report()).samples == 5
+
+
 def test_figures_of_a_report_stay():
     model = net(nn.ReLU())
     with ActivityMonitor(model) as monitor:
@@ -334,6 +345,13 @@ def test_compiled(activation, make):
             compiled(x).sum().backward()
     compiled(batches[0])  # may still count, but not here
     check(only(monitor.report()), activation, model[0](torch.cat(batches[2:])), tolerance=1e-6)
+
+
+@activations
+def test_operator(activation):
+    tally = torch.zeros(3, 12, dtype=torch.int64), torch.zeros(12, dtype=torch.float64)
+    arguments = (torch.randn(5, 12), -1, activation.name, list(parameters(activation)), *tally)
+    torch.library.opcheck(torch.ops.fusedact.count_activity.default, arguments)
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -581,6 +599,13 @@ def test_the_kernel_and_special_values(activation, dtype, device):
     special = torch.tensor([0.0, -0.0, -3.0, torch.inf, -torch.inf, torch.nan, 1e-4, -1e-4], dtype=dtype)
     check_kernel(activity, activation, special.to(device).repeat(50, 1), -1)
     check_kernel(activity, activation, (torch.randn(500, 33, device=device) * 4).to(dtype), -1)
+
+
+def test_the_kernel_and_a_single_units_stride(device):
+    """It may be anything."""
+    from fusedact.kernels import activity
+
+    check_kernel(activity, ACTIVATIONS[0], torch.randn(40, device=device).as_strided((40, 1), (1, 7)), -1)
 
 
 def check_kernel(module, activation, x, dim):

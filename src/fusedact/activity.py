@@ -333,8 +333,9 @@ class ActivityMonitor:
     """Counts which units of a model fire, from now on until `close`; as a context manager, to its end.
 
     It watches fused modules and `nn.ReLU`, `nn.LeakyReLU` and `nn.ELU`, by hooks that read the activation's
-    input once more. On a GPU nothing waits for them until a report is asked for. Calls of functions
-    (`F.relu(x)`) aren't seen; `fusedact.fuse` makes modules of those that a dropout follows.
+    input once more: on a GPU with Triton in one kernel, where forward and backward of a fused module then move
+    1.20 (ELU) to 1.25 times the bytes. Nothing waits for the GPU until a report is asked for. Calls of
+    functions (`F.relu(x)`) aren't seen; `fusedact.fuse` makes modules of those that a dropout follows.
 
     - The window is what ran since the monitor began or `end_window` was last called.
     - A module that is called several times is one layer, and its calls add up; one that gets different
@@ -406,7 +407,7 @@ class ActivityMonitor:
         for handle in self._handles:
             handle.remove()
         for layer in self._layers:
-            # Compiled code may go on with the tensors that it knows.
+            # A CUDA graph goes on with the tensors that it knows.
             layer.tallies = {key: (c.clone(), a.clone()) for key, (c, a) in layer.tallies.items()}
 
     def report(self) -> ActivityReport:
