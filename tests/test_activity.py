@@ -330,6 +330,22 @@ def test_modes():
         assert only(monitor.report()).samples == samples
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_inference_mode(compiled):
+    torch.compiler.reset()
+    model, x = net(FusedReLUDropout()), torch.randn(5, 12)
+    with ActivityMonitor(model) as monitor:
+        run = torch.compile(model, backend="aot_eager") if compiled else model
+        with contextlib.nullcontext() if compiled else torch.inference_mode():
+            run(x)
+        run(x).sum().backward()
+        with torch.inference_mode():
+            run(x)
+        assert only(monitor.end_window()).samples == 15
+        run(x)
+    check(only(monitor.report()), ACTIVATIONS[0], model[0](x), tolerance=1e-6)
+
+
 @activations
 @kinds
 def test_compiled(activation, make):

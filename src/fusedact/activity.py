@@ -312,10 +312,11 @@ class _Layer:
                     f"layer {self.name!r} has to be called once under ActivityMonitor before a CUDA graph is "
                     "captured: memory for its counts can't be made in one"
                 )
-            self.tallies[key] = (
-                torch.zeros(3, key[0], dtype=torch.int64, device=x.device),
-                torch.zeros(key[0], dtype=torch.float64, device=x.device),
-            )
+            with torch.inference_mode(False):  # or they could be changed in no other mode
+                self.tallies[key] = (
+                    torch.zeros(3, key[0], dtype=torch.int64, device=x.device),
+                    torch.zeros(key[0], dtype=torch.float64, device=x.device),
+                )
         function: Callable[..., None] = _count_operator if compiling else count
         function(x.detach(), dim, self.activation.name, self.parameters, *self.tallies[key])
 
@@ -333,15 +334,16 @@ class ActivityMonitor:
     """Counts which units of a model fire, from now on until `close`; as a context manager, to its end.
 
     It watches fused modules and `nn.ReLU`, `nn.LeakyReLU` and `nn.ELU`, by hooks that read the activation's
-    input once more: on a GPU with Triton in one kernel, where forward and backward of a fused module then move
-    1.20 (ELU) to 1.25 times the bytes. Nothing waits for the GPU until a report is asked for. Calls of
+    input once more: on a GPU with Triton in one kernel, where forward and backward of a fused module then
+    move 1.20 (ELU) to 1.25 times the bytes. Nothing waits for the GPU until a report is asked for. Calls of
     functions (`F.relu(x)`) aren't seen; `fusedact.fuse` makes modules of those that a dropout follows.
 
     - The window is what ran since the monitor began or `end_window` was last called.
     - A module that is called several times is one layer, and its calls add up; one that gets different
       numbers of units is one layer for each, as `name[units]`.
     - Checkpoints: a forward that is computed again in backward doesn't count again.
-    - `torch.compile`: begin before the first call of what is compiled, or call `torch.compiler.reset()`.
+    - `torch.compile`: begin before the first call of what is compiled, or call `torch.compiler.reset()`;
+      that first call must not be in inference mode if later ones are not.
     - Several processes (`torch.distributed` initialised): `report` and `end_window` add up the counts of
       all in `group`, so that each of them has to call it.
     - CUDA graphs: call each layer once before capture; replays count.
