@@ -43,9 +43,9 @@ def silent():
         yield progress
 
 
-@pytest.mark.parametrize("optimiser", ["SGD", "Adam"])
-def test_nets_that_train_at_once_are_those_that_train_alone(optimiser, digits, silent):
-    part = dead_neurons.Part(depth=2, optimiser=optimiser, lr=0.01, activation="ReLU")
+@pytest.mark.parametrize(("optimiser", "lr"), [("SGD", 0.3), ("Adam", 0.01)])
+def test_nets_that_train_at_once_are_those_that_train_alone(optimiser, lr, digits, silent):
+    part = dead_neurons.Part(depth=2, optimiser=optimiser, lr=lr, activation="ReLU")
     rows = dead_neurons.train(TINY, part, digits, silent)
     for row in rows:
         if row["p"] > 0:
@@ -61,7 +61,7 @@ def test_nets_that_train_at_once_are_those_that_train_alone(optimiser, digits, s
                 hidden.append(x)
             return hidden
 
-        step = getattr(torch.optim, optimiser)(parameters, lr=0.01)
+        step = getattr(torch.optim, optimiser)(parameters, lr=lr)
         order = torch.randperm(200, generator=torch.Generator().manual_seed(0))
         for batch in order.split(50):
             step.zero_grad()
