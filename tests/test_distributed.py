@@ -12,6 +12,8 @@ import torch.distributed as dist
 from cases import ACTIVATIONS, eager_modules, fused_module
 from torch import nn
 
+import fusedact
+
 if not dist.is_available() or not dist.is_gloo_available():
     pytest.skip("needs torch.distributed with gloo", allow_module_level=True)
 
@@ -251,3 +253,29 @@ def test_mnist_takes_the_steps_of_one_process_with_masks_of_each(on_ranks):
             assert same == pytest.approx(epoch, rel=1e-5)
     (_, first), (_, second) = on_ranks(train_mnist, 0.5, 10)
     assert not torch.equal(first, second)
+
+
+def counted(activation):
+    """This process's report of its share of a batch, which only the second layer sees in both."""
+    rank = dist.get_rank()
+    net = nn.parallel.DistributedDataParallel(make_net(activation))
+    with fusedact.ActivityMonitor(net) as monitor:
+        net(make_batch()[rank]).sum().backward()
+        if rank:
+            net.module[1](torch.ones(3, 32).double())
+    return monitor.report().as_dict()
+
+
+@activations
+def test_an_activity_report_counts_all_processes(activation, on_ranks):
+    first, second = on_ranks(counted, activation)
+    assert first == second
+    net = make_net(activation).eval()
+    batch = make_batch().flatten(0, 1)
+    assert [row["samples"] for row in first.values()] == [13, 10]
+    with fusedact.ActivityMonitor(net) as monitor:
+        net(batch)
+        net[1](torch.ones(3, 32).double())
+    alone = monitor.report().as_dict()["1"]
+    assert first["module.1"].pop("mean_activity") == pytest.approx(alone.pop("mean_activity"), rel=1e-12)
+    assert first["module.1"] == alone

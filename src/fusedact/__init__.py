@@ -1,8 +1,17 @@
 """Activation and dropout in one kernel: one forward, one backward, one bit kept per element."""
 
 from . import functional
+from .activity import ActivityMonitor
 from .fuse import fuse, unfuse
 from .nn import FusedELUDropout, FusedLeakyDropout, FusedReLUDropout
 
-__all__ = ["FusedELUDropout", "FusedLeakyDropout", "FusedReLUDropout", "functional", "fuse", "unfuse"]
+__all__ = [
+    "ActivityMonitor",
+    "FusedELUDropout",
+    "FusedLeakyDropout",
+    "FusedReLUDropout",
+    "functional",
+    "fuse",
+    "unfuse",
+]
 __version__ = "0.1.0"

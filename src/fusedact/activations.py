@@ -32,6 +32,8 @@ class Activation:
         saved: what backward needs.
         parameter: the name of its parameter, None for those without any.
         homogeneous: act(c * x) is c * act(x) for every c >= 0, so that dropout may as well come first.
+        saturation: the input below which the derivative is less than 5% of what it is just below 0; None
+            where it doesn't fade.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Activation:
     saved: Saved
     parameter: str | None = None
     homogeneous: bool = False
+    saturation: float | None = None
 
     def __post_init__(self) -> None:
         ROWS[self.name] = self

@@ -79,7 +79,7 @@ def leaky_relu_dropout(
     return activation_dropout(LEAKY_RELU, input, (slope,), p, training, inplace, rng)
 
 
-ELU = Activation("elu", nn.ELU, F.elu, Saved.INPUT, "alpha")
+ELU = Activation("elu", nn.ELU, F.elu, Saved.INPUT, "alpha", saturation=-3.0)  # exp(-3) is 0.0498
 
 
 def elu_dropout(
