@@ -173,7 +173,7 @@ def test_runs_on_the_tensors_own_device(activation):
 
 @activations
 def test_side_stream_and_capture(activation):
-    """A capturing graph is given the composition, whose numbers each replay refreshes."""
+    """What a graph captured draws other numbers at each replay, by the kernels or the composition."""
     x = torch.randn(10_000, device="cuda")
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
