@@ -14,6 +14,11 @@ from .random import Draw
 
 _TRITON = importlib.util.find_spec("triton") is not None
 _OPERATORS = "cuda"  # where a compiler is given the operators
+# Looked up once: they are asked at every call.
+_forward_ad = torch.autograd.forward_ad
+_tracing_state = torch._C._get_tracing_state
+_in_transforms = torch._C._are_functorch_transforms_active
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -106,10 +111,10 @@ def _runs_kernels(input: Tensor) -> bool:
         and input.is_cuda
         and (type(input) is Tensor or type(input) is torch.nn.Parameter)
         and not input.is_nested
-        and torch._C._get_tracing_state() is None
-        and torch.autograd.forward_ad._current_level < 0
+        and _tracing_state() is None
+        and _forward_ad._current_level < 0
         and input.numel() > 0
-        and not torch._C._are_functorch_transforms_active()
+        and not _in_transforms()
         and kernels() is not None
     )
 
@@ -171,15 +176,15 @@ class _Fused(torch.autograd.Function):
         else:
             ctx.save_for_backward(bits)
         ctx.prepared = prepared
-        ctx.shape, ctx.stride = x.shape, x.stride()
+        ctx.stride = x.stride()
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         if (
             torch.is_grad_enabled()  # under create_graph=True
-            or torch._C._are_functorch_transforms_active()
-            or torch._C._functorch.is_legacy_batchedtensor(dy)  # is_grads_batched=True
+            or _in_transforms()
+            or _is_batched(dy)  # is_grads_batched=True
         ):
             return _composed_backward(ctx, dy, *ctx.saved_tensors), None
         return _backward(ctx, dy, *ctx.saved_tensors), None
@@ -202,8 +207,8 @@ def _backward(ctx: Any, dy: Tensor, bits: Tensor, x: Tensor | None = None) -> Te
 def _composed_backward(ctx: Any, dy: Tensor, bits: Tensor, x: Tensor | None = None) -> Tensor:
     """`_backward` in PyTorch's operations, which can be differentiated again, and batched."""
     activation, parameter, p, plan = ctx.prepared[:4]
-    planes = kernels().unpack(bits, ctx.shape.numel(), plan)
-    keep, *flags = (torch.as_strided(plane, ctx.shape, ctx.stride) for plane in planes)
+    planes = kernels().unpack(bits, dy.shape.numel(), plan)
+    keep, *flags = (torch.as_strided(plane, dy.shape, ctx.stride) for plane in planes)
     if torch.is_grad_enabled() and not dy.requires_grad:
         # A second derivative of 0, as in eager mode, and not none at all.
         dy = dy * torch.ones((), dtype=dy.dtype, device=dy.device, requires_grad=True)
