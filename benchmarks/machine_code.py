@@ -294,7 +294,7 @@ def compile_kernel(kernel: str, activation: Activation, dtype_name: str, plan: P
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from fusedact.kernels import launch
+    from fusedact.kernels import dropout, launch
 
     amd = target.startswith("gfx")
     gpu = GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target[3:]), 32)
@@ -304,6 +304,7 @@ def compile_kernel(kernel: str, activation: Activation, dtype_name: str, plan: P
     function = getattr(launch, f"{kernel}_kernel")
     constants = dict(launch.specialisation(activation, kernel, dtype, plan))
     options = {name: constants.pop(name) for name in tuple(constants) if name not in function.arg_names}
+    options["num_warps"] = dropout.COLUMNS // gpu.warp_size  # as on that GPU, and not on this machine
     if kernel == "backward" and activation.saved is not Saved.INPUT:
         constants["x_ptr"] = None
     signature, specialised = {}, {}

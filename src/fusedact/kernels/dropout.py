@@ -25,7 +25,6 @@ import triton.language as tl
 from .philox import philox4x32
 
 COLUMNS = 128
-WARPS = 4
 WORD = 32
 TILE = COLUMNS * WORD
 

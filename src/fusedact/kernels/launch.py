@@ -17,7 +17,7 @@ from .. import random
 from ..activations import Activation, Saved
 from ..random import Draw, Plan
 from . import activations
-from .dropout import COLUMNS, TILE, WARPS, WORD, backward_kernel, forward_kernel
+from .dropout import COLUMNS, TILE, WORD, backward_kernel, forward_kernel
 
 _TRITON_DTYPES = {
     torch.float16: tl.float16,
@@ -88,7 +88,7 @@ def specialisation(activation: Activation, direction: str, dtype: torch.dtype, p
         "VEC": plan.vec,
         "LANES": plan.lanes,
         "COLUMNS": COLUMNS,
-        "num_warps": WARPS,
+        "num_warps": COLUMNS // (64 if torch.version.hip else 32),  # a thread for each column
     }
 
 
