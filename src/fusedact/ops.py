@@ -42,7 +42,6 @@ def activation_dropout(
     rng: str,
 ) -> Tensor:
     """`dropout(act(input), p)` by the kernels where they can run, by eager PyTorch elsewhere."""
-    check_input(input)
     p = check_probability(p)
     if type(training) is not bool or type(inplace) is not bool or rng not in random.RNGS:
         check_flag("training", training)
@@ -56,7 +55,8 @@ def activation_dropout(
                 return fused(input, prepared, random.draw(input, prepared.plan), inplace)
             if kernels().loaded(prepared, input):
                 return fused(input, prepared, random.draw_for_graph(input, prepared.plan), inplace)
-    elif training and 0 < p < 1 and _runs_operators(input):
+    check_input(input)
+    if training and 0 < p < 1 and _runs_operators(input):
         parameter = parameters[0] if parameters else 0.0
         if _can_scale(parameter, p, rng):
             return operated(activation, input, parameter, p, inplace, rng)
@@ -75,10 +75,10 @@ def _prepared(
 ) -> Any:
     """What the launches of a call need; None where no kernel can do what is asked, and eager PyTorch is to.
 
-    That is a parameter beyond float32, and a p that rounds to 0.
+    That is a parameter beyond float32, a p that rounds to 0, no element, another dtype, no Triton.
     """
     used = random.used_probability(p, rng)
-    if used == 0:
+    if used == 0 or n == 0 or dtype not in _DTYPES or kernels() is None:
         return None
     plan = random.plan(rng, n, dtype.itemsize, *random.processors(device))
     return kernels().prepare(activation, dtype, device, n, parameter, used, plan)
@@ -107,15 +107,14 @@ def _runs_kernels(input: Tensor) -> bool:
     # A subclass (DTensor, FakeTensor), a functorch transform, forward-mode differentiation, a tracer
     # and a compiler need operators they can see.
     return (
-        not torch.compiler.is_compiling()
+        (type(input) is Tensor or type(input) is torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
         and input.is_cuda
-        and (type(input) is Tensor or type(input) is torch.nn.Parameter)
+        and input.layout is torch.strided
         and not input.is_nested
         and _tracing_state() is None
         and _forward_ad._current_level < 0
-        and input.numel() > 0
         and not _in_transforms()
-        and kernels() is not None
     )
 
 
