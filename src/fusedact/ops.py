@@ -18,6 +18,8 @@ _OPERATORS = "cuda"  # where a compiler is given the operators
 _forward_ad = torch.autograd.forward_ad
 _tracing_state = torch._C._get_tracing_state
 _in_transforms = torch._C._are_functorch_transforms_active
+_grad_enabled = torch.is_grad_enabled
+_empty_like = torch.empty_like
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -166,7 +168,7 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, call: tuple[Any, Draw, bool]) -> Tensor:
         prepared, draw, inplace = call
-        y = x if inplace else torch.empty_like(x)
+        y = x if inplace else _empty_like(x)
         bits = kernels().forward(prepared, x, y, draw)
         if inplace:
             ctx.mark_dirty(x)
@@ -181,7 +183,7 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         if (
-            torch.is_grad_enabled()  # under create_graph=True
+            _grad_enabled()  # under create_graph=True
             or _in_transforms()
             or _is_batched(dy)  # is_grads_batched=True
         ):
@@ -198,7 +200,7 @@ def _backward(ctx: Any, dy: Tensor, bits: Tensor, x: Tensor | None = None) -> Te
         # An expanded, sliced or transposed gradient, or one without memory of its own: bring it into
         # the order of the bits.
         dy = torch.empty_strided(dy.shape, ctx.stride, dtype=dy.dtype, device=dy.device).copy_(dy)
-    dx = torch.empty_like(dy)
+    dx = _empty_like(dy)
     kernels().backward(ctx.prepared, dy, x, bits, dx)
     return dx
 

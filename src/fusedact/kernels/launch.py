@@ -135,27 +135,24 @@ class Kernel:
                 if self._captured is not None:
                     self._captured._load(key, grid, (first, *others), scalars)
             return
-        current = _current_device()
-        if current != device:
-            torch.cuda.set_device(device)
-        try:
-            # As JITFunction.run has it: the metadata and the two hooks are a profiler's, and there is none.
-            compiled.run(
-                *grid,
-                _current_stream(device),
-                compiled.function,
-                compiled.packed_metadata,
-                None,
-                None,
-                None,
-                first,
-                *others,
-                *scalars,
-                *self._rest,
-            )
-        finally:
-            if current != device:
-                torch.cuda.set_device(current)
+        if _current_device() != device:
+            with torch.cuda.device(device):
+                self(grid, first, others, scalars)
+            return
+        # As JITFunction.run has it: the metadata and the two hooks are a profiler's, and there is none.
+        compiled.run(
+            *grid,
+            _current_stream(device),
+            compiled.function,
+            compiled.packed_metadata,
+            None,
+            None,
+            None,
+            first,
+            *others,
+            *scalars,
+            *self._rest,
+        )
 
     def _load(
         self, key: Any, grid: tuple[int, int, int], tensors: tuple[Any, ...], scalars: tuple[Any, ...]
