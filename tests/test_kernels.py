@@ -275,8 +275,10 @@ def test_packed_bits(activation, rng, n, device, launch):
 @activations
 def test_in_place(activation, device):
     """The result stands in the input's buffer, whatever its strides, and backward is right."""
-    for layout in ("contiguous", "transposed", "sliced"):
-        leaf = LAYOUTS[layout](torch.randn(3, 8, 10, 12, device=device)).detach().requires_grad_()
+    for layout, shape in itertools.product(
+        ("contiguous", "transposed", "sliced"), [(3, 8, 10, 12), (3, 5, 7, 9)]
+    ):
+        leaf = LAYOUTS[layout](torch.randn(shape, device=device)).detach().requires_grad_()
         x = leaf * 1.0 if layout != "sliced" else LAYOUTS[layout](leaf.repeat(1, 1, 1, 1) * 1.0)
         expected = fused(activation, x, 0.3)
         (gradient,) = torch.autograd.grad(expected.sum(), leaf, retain_graph=True)
@@ -425,6 +427,27 @@ def test_a_second_derivative_that_is_0(activation, device):
     (dx,) = torch.autograd.grad(fused(activation, x, 0.3).sum(), x, create_graph=True)
     dx.sum().backward()
     assert (x.grad is not None and bool(x.grad.any())) == (activation.saved is Saved.INPUT)
+
+
+@activations
+@rngs
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=["float16", "float32"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
+@pytest.mark.parametrize("shape", [(3, 8, 10, 12), (3, 5, 7, 9)], ids=["even", "odd"])
+def test_a_gradient_with_a_graph_is_the_gradient(activation, rng, dtype, layout, shape, device):
+    """The composed backward has the kernel's mask, its rounding and, for large scales, its range."""
+    x = LAYOUTS[layout](torch.randn(shape, device=device).to(dtype)).detach().requires_grad_()
+    dy = torch.full_like(x, 100.0)
+    for p in (0.3, 0.999):
+        y = fused(activation, x, p, rng=rng)
+        (expected,) = torch.autograd.grad(y, x, dy, retain_graph=True)
+        (composed,) = torch.autograd.grad(y, x, dy.requires_grad_(), create_graph=True)
+        if activation.saved is Saved.INPUT:  # exp is PyTorch's there
+            torch.testing.assert_close(
+                composed, expected, rtol=2e-3 if dtype is torch.float16 else 1e-6, atol=0
+            )
+        else:
+            torch.testing.assert_close(composed, expected, rtol=0, atol=0)
 
 
 @activations

@@ -213,18 +213,22 @@ def _composed_backward(ctx: Any, dy: Tensor, bits: Tensor, x: Tensor | None = No
     if torch.is_grad_enabled() and not dy.requires_grad:
         # A second derivative of 0, as in eager mode, and not none at all.
         dy = dy * torch.ones((), dtype=dy.dtype, device=dy.device, requires_grad=True)
-    scale = random.scales(p, dy.dtype is torch.float64)[1]
+    stored = dy.dtype
+    if plan.rng == "fast" and stored is not torch.float64:
+        dy = dy.float()  # rounded once, at the end
+    scale = random.scales(p, stored is torch.float64)[1]
     dx: Tensor
     if x is not None:
         with torch.enable_grad():
             x = x if x.requires_grad else x.detach().requires_grad_()
-            value = activation.eager(x, *((parameter,) if activation.parameter else ()))
+            value = activation.eager(x.to(dy.dtype), *((parameter,) if activation.parameter else ()))
         (dx,) = torch.autograd.grad(value, x, dy * keep * scale, create_graph=torch.is_grad_enabled())
     elif flags:
         dx = dy * keep * scale
         dx = torch.where(flags[0], dx, dx * parameter)
     else:
         dx = torch.where(keep, dy * scale, 0.0)
+    dx = dx.to(stored)
     return dx
 
 

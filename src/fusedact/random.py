@@ -23,7 +23,7 @@ RNGS = ("eager", "fast")
 _BLOCK = 256  # threads per block of PyTorch's dropout kernel
 _UNROLL = 4  # numbers per Philox call
 
-_lock = threading.Lock()  # two threads' calls on one GPU must not share numbers
+_lock = threading.Lock()  # two of our calls on one GPU, in two threads, must not share numbers
 
 
 class Plan(NamedTuple):
@@ -145,8 +145,9 @@ def draw(input: Tensor, plan: Plan) -> Draw:
     with _lock:
         offset = generator.get_offset()
         generator.set_offset(offset + plan.increment)
+        seed = generator.initial_seed()
     # A plain tuple: to make the named one takes three times as long.
-    return generator.initial_seed(), offset, ()  # type: ignore[return-value]
+    return seed, offset, ()  # type: ignore[return-value]
 
 
 def draw_for_graph(input: Tensor, plan: Plan) -> Draw:
