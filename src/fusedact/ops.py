@@ -196,13 +196,17 @@ _apply: Callable[[Tensor, tuple[Any, Draw, bool]], Tensor] = super(torch.autogra
 
 
 def _backward(ctx: Any, dy: Tensor, bits: Tensor, x: Tensor | None = None) -> Tensor:
-    if dy.stride() != ctx.stride or dy.is_neg() or dy._is_zerotensor():
-        # An expanded, sliced or transposed gradient, or one without memory of its own: bring it into
-        # the order of the bits.
-        dy = torch.empty_strided(dy.shape, ctx.stride, dtype=dy.dtype, device=dy.device).copy_(dy)
+    dy = _ordered(dy, ctx.stride)
     dx = _empty_like(dy)
     kernels().backward(ctx.prepared, dy, x, bits, dx)
     return dx
+
+
+def _ordered(input: Tensor, stride: Sequence[int]) -> Tensor:
+    """`input` with that stride, the order of the bits, and with memory of its own: a copy where it hasn't."""
+    if input.stride() == tuple(stride) and not input.is_neg() and not input._is_zerotensor():
+        return input
+    return torch.empty_strided(input.shape, stride, dtype=input.dtype, device=input.device).copy_(input)
 
 
 def _composed_backward(ctx: Any, dy: Tensor, bits: Tensor, x: Tensor | None = None) -> Tensor:
@@ -228,8 +232,7 @@ def _composed_backward(ctx: Any, dy: Tensor, bits: Tensor, x: Tensor | None = No
         dx = torch.where(flags[0], dx, dx * parameter)
     else:
         dx = torch.where(keep, dy * scale, 0.0)
-    dx = dx.to(stored)
-    return dx
+    return dx.to(stored)
 
 
 # What a compiler sees: two operators, on any strides, whose numbers come in a tensor.
@@ -259,13 +262,6 @@ def _prepared_operator(
     return kernels().prepare(ROWS[activation], dtype, device, n, parameter, used, plan)
 
 
-def _ordered(input: Tensor, stride: Sequence[int]) -> Tensor:
-    """`input`, or a copy of it, with that stride, and with memory of its own."""
-    if input.stride() == tuple(stride) and not input.is_neg() and not input._is_zerotensor():
-        return input
-    return torch.empty_strided(input.shape, stride, dtype=input.dtype, device=input.device).copy_(input)
-
-
 @torch.library.custom_op("fusedact::activation_dropout", mutates_args=())
 def _forward_operator(
     x: Tensor, seed: Tensor, offset: Tensor, activation: str, parameter: float, p: float, rng: str
@@ -286,7 +282,8 @@ def _forward_fake(
     x: Tensor, seed: Tensor, offset: Tensor, activation: str, parameter: float, p: float, rng: str
 ) -> tuple[Tensor, Tensor]:
     n, planes = x.numel(), 2 if ROWS[activation].saved is Saved.FLAG else 1
-    # An iteration of `random.graph_plan` has no end of its own: the last may be left with most of its tiles.
+    # Tiles are `kernels.dropout`'s, of TILE = 4096 elements and COLUMNS = 128 words. An iteration of
+    # `random.graph_plan` has no end of its own: the last may be left with most of its tiles.
     tiles = (n + 4095) // 4096 + torch.sym_min(n // 2**30, 1) * 2**18
     return torch.empty_like(x), x.new_empty((tiles * planes * 128,), dtype=torch.int32)
 
