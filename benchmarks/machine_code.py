@@ -26,6 +26,7 @@ local memory (NVIDIA), or a lane's scratch memory (AMD).
 import argparse
 import functools
 import graphlib
+import itertools
 import json
 import os
 import re
@@ -51,7 +52,7 @@ DTYPES = {
     "float32": (torch.float32, "fp32"),
     "float64": (torch.float64, "fp64"),
 }
-KERNELS = ("forward", "backward")
+KERNELS = ("forward", "backward", "backward_from_output")  # the last for operations in place
 # The most instructions per element, per kernel, activation and rng. float64 is exempt: its arithmetic
 # runs at half or at a 64th of the speed, and nobody trains in it.
 BUDGETS = {
@@ -67,6 +68,8 @@ BUDGETS = {
     ("backward", "relu", "fast"): 8,
     ("backward", "leaky_relu", "fast"): 10,
     ("backward", "elu", "fast"): 12,
+    ("backward_from_output", "elu", "eager"): 12,
+    ("backward_from_output", "elu", "fast"): 12,
 }
 WIDE = 16  # bytes: the widest access that every target has
 
@@ -301,11 +304,11 @@ def compile_kernel(kernel: str, activation: Activation, dtype_name: str, plan: P
     dtype, element = DTYPES[dtype_name]
     # Tensors below 2 GiB, which on AMD take another kind of access, are the usual ones.
     attributes = [["tt.divisibility", 16]] + ([["tt.pointer_range", 32]] if amd else [])
-    function = getattr(launch, f"{kernel}_kernel")
+    function = launch.forward_kernel if kernel == "forward" else launch.backward_kernel
     constants = dict(launch.specialisation(activation, kernel, dtype, plan))
     options = {name: constants.pop(name) for name in tuple(constants) if name not in function.arg_names}
     options["num_warps"] = dropout.COLUMNS // gpu.warp_size  # as on that GPU, and not on this machine
-    if kernel == "backward" and activation.saved is not Saved.INPUT:
+    if kernel != "forward" and activation.saved is not Saved.INPUT:
         constants["x_ptr"] = None
     signature, specialised = {}, {}
     for index, parameter in enumerate(function.params):
@@ -338,7 +341,7 @@ def measure(kernel: str, activation: Activation, dtype_name: str, rng: str, targ
     elements = dropout.COLUMNS * dropout.WORD / threads  # of one thread
     planes = launch.planes(activation)
     keeps_input = activation.saved is Saved.INPUT
-    tensors = 3 if kernel == "backward" and keeps_input else 2
+    tensors = 3 if kernel != "forward" and keeps_input else 2
     moved = tensors * dtype.itemsize + planes / 8
     if sum(way.accesses) < elements * moved:
         raise ValueError(f"{sum(way.accesses)} bytes per thread, but a full block moves {elements * moved}")
@@ -356,22 +359,27 @@ def measure(kernel: str, activation: Activation, dtype_name: str, rng: str, targ
         registers=binary.registers,
         narrow_accesses=narrow_accesses(way.accesses, elements * tensors * dtype.itemsize, words),
         bytes_per_element=moved,
+        # The output, which the next layer keeps anyway, included.
         saved_bytes_per_element=planes / 8 + (dtype.itemsize if keeps_input else 0),
         triton=triton.__version__,
     )
 
 
+def cases() -> Iterator[tuple[str, Activation, str]]:
+    """Every kernel that there is, with activation and rng."""
+    for kernel, activation, rng in itertools.product(KERNELS, ACTIVATIONS, random.RNGS):
+        if kernel != "backward_from_output" or activation.from_output:
+            yield kernel, activation, rng
+
+
 def measure_all(target: str, dtypes: Sequence[str]) -> Iterator[Row]:
     """Every kernel for one target."""
-    for kernel in KERNELS:
-        for activation in ACTIVATIONS:
-            for rng in random.RNGS:
-                for dtype in dtypes:
-                    try:
-                        yield measure(kernel, activation, dtype, rng, target)
-                    except ValueError as error:
-                        place = f"{kernel} {activation.name} {dtype} {rng} {target}"
-                        raise SystemExit(f"{place}: can't count its instructions: {error}") from error
+    for (kernel, activation, rng), dtype in itertools.product(cases(), dtypes):
+        try:
+            yield measure(kernel, activation, dtype, rng, target)
+        except ValueError as error:
+            place = f"{kernel} {activation.name} {dtype} {rng} {target}"
+            raise SystemExit(f"{place}: can't count its instructions: {error}") from error
 
 
 @functools.cache

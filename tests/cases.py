@@ -60,11 +60,19 @@ def mask(x: Tensor, p: float, seed: int = SEED, offset: int = OFFSET, rng: str =
     return keep.view(x.shape).to(x.device)
 
 
-def prepare(activation: Activation, x: Tensor, p: float, rng: str = "eager", plan: random.Plan | None = None):
+def prepare(
+    activation: Activation,
+    x: Tensor,
+    p: float,
+    rng: str = "eager",
+    plan: random.Plan | None = None,
+    inplace: bool = False,
+):
+    from_output = inplace and activation.from_output is not None
     parameter = parameters(activation)[0] if activation.parameter else 0.0
     used = random.used_probability(p, rng)
     return ops.kernels().prepare(
-        activation, x.dtype, x.device, x.numel(), parameter, used, plan or make_plan(x, rng)
+        activation, x.dtype, x.device, x.numel(), parameter, used, plan or make_plan(x, rng), from_output
     )
 
 
@@ -76,7 +84,7 @@ def fused(
     offset: int = OFFSET,
     rng: str = "eager",
 ) -> Tensor:
-    return ops.fused(x, prepare(activation, x, p, rng), random.Draw(SEED, offset), inplace)
+    return ops.fused(x, prepare(activation, x, p, rng, inplace=inplace), random.Draw(SEED, offset), inplace)
 
 
 def steps(value: Tensor, truth: Tensor) -> Tensor:

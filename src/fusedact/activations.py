@@ -32,6 +32,9 @@ class Activation:
         saved: what backward needs.
         parameter: the name of its parameter, None for those without any.
         homogeneous: act(c * x) is c * act(x) for every c >= 0, so that dropout may as well come first.
+        from_output: the gradient computed from the output, for an operation in place, which leaves nothing
+            of its input: `from_output(gradient, output, *parameters)`. None where no kernel
+            `<name>_backward_from_output` exists.
         saturation: the input below which the derivative is less than 5% of what it is just below 0; None
             where it doesn't fade.
     """
@@ -42,6 +45,7 @@ class Activation:
     saved: Saved
     parameter: str | None = None
     homogeneous: bool = False
+    from_output: Callable[..., Tensor] | None = None
     saturation: float | None = None
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ dtype float16, bfloat16, float32 or float64; the result has the same shape, dtyp
 CUDA device with Triton it is one kernel forward and one backward; elsewhere, the eager composition.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -79,7 +80,19 @@ def leaky_relu_dropout(
     return activation_dropout(LEAKY_RELU, input, (slope,), p, training, inplace, rng)
 
 
-ELU = Activation("elu", nn.ELU, F.elu, Saved.INPUT, "alpha", saturation=-3.0)  # exp(-3) is 0.0498
+def _elu_from_output(gradient: Tensor, output: Tensor, alpha: float) -> Tensor:
+    return torch.ops.aten.elu_backward.default(gradient, alpha, 1.0, 1.0, True, output)
+
+
+ELU = Activation(
+    "elu",
+    nn.ELU,
+    F.elu,
+    Saved.INPUT,
+    "alpha",
+    from_output=_elu_from_output,
+    saturation=-3.0,  # exp(-3) is 0.0498
+)
 
 
 def elu_dropout(
@@ -91,15 +104,17 @@ def elu_dropout(
     *,
     rng: str = "eager",
 ) -> Tensor:
-    """`dropout(elu(input, alpha), p)` in one kernel; keeps one bit per element, and `input`.
+    """`dropout(elu(input, alpha), p)` in one kernel; keeps one bit per element, and `input` or the output.
 
     Args:
         input: any shape and strides; float16, bfloat16, float32 or float64.
         p: probability of an element to be zeroed, in [0, 1]. The others are scaled by 1 / (1 - p).
         alpha: any finite number.
         training: apply dropout; if False, the result is `elu(input, alpha)`.
-        inplace: write the result into `input`'s buffer. It saves no memory: backward needs the
-            input, so a copy is kept.
+        inplace: write the result into `input`'s buffer. Backward then computes from the output, which
+            the next layer keeps anyway, as `torch.nn.ELU(inplace=True)` does: exp(x) is the output plus
+            alpha, with less digits left the smaller it is. Where `alpha` is negative (eager PyTorch raises
+            an error in backward) a copy of the input is kept instead.
         rng: how the mask comes from the device's generator. "eager": as `torch.nn.Dropout` draws
             it after the same `torch.manual_seed`, element for element. "fast": from 16 random bits per
             element, `p` rounded to a multiple of 2**-16; on a CPU the same as "eager".

@@ -51,7 +51,9 @@ def activation_dropout(
         check_rng(rng)
     if training and 0 < p < 1 and _runs_kernels(input):
         parameter = parameters[0] if parameters else 0.0
-        prepared = _prepared(activation, input.dtype, input.device, input.numel(), parameter, p, rng)
+        from_output = inplace and activation.from_output is not None
+        n = input.numel()
+        prepared = _prepared(activation, input.dtype, input.device, n, parameter, p, rng, from_output)
         if prepared is not None:
             if not torch.cuda.is_current_stream_capturing():
                 return fused(input, prepared, random.draw(input, prepared.plan), inplace)
@@ -74,6 +76,7 @@ def _prepared(
     parameter: float,
     p: float,
     rng: str,
+    from_output: bool = False,
 ) -> Any:
     """What the launches of a call need; None where no kernel can do what is asked, and eager PyTorch is to.
 
@@ -83,7 +86,9 @@ def _prepared(
     if used == 0 or n == 0 or dtype not in _DTYPES or kernels() is None:
         return None
     plan = random.plan(rng, n, dtype.itemsize, *random.processors(device))
-    return kernels().prepare(activation, dtype, device, n, parameter, used, plan)
+    # From the output where it tells the sign of the input, and in the dtype doesn't overflow.
+    from_output = from_output and 0 <= parameter <= torch.finfo(dtype).max * (1 - used)
+    return kernels().prepare(activation, dtype, device, n, parameter, used, plan, from_output)
 
 
 def check_input(input: Tensor) -> None:
@@ -174,6 +179,8 @@ class _Fused(torch.autograd.Function):
             ctx.mark_dirty(x)
         if prepared.saves_input:
             ctx.save_for_backward(bits, x)
+        elif prepared.saves_output:
+            ctx.save_for_backward(bits, y)
         else:
             ctx.save_for_backward(bits)
         ctx.prepared = prepared
@@ -222,7 +229,10 @@ def _composed_backward(ctx: Any, dy: Tensor, bits: Tensor, x: Tensor | None = No
         dy = dy.float()  # rounded once, at the end
     scale = random.scales(p, stored is torch.float64)[1]
     dx: Tensor
-    if x is not None:
+    if ctx.prepared.saves_output:
+        output = x.to(dy.dtype) / random.scales(p, stored is torch.float64)[0]
+        dx = activation.from_output(dy * keep * scale, output, parameter)
+    elif x is not None:
         with torch.enable_grad():
             x = x if x.requires_grad else x.detach().requires_grad_()
             value = activation.eager(x.to(dy.dtype), *((parameter,) if activation.parameter else ()))

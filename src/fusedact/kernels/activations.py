@@ -11,6 +11,7 @@ rounds to it has eager's bits, or with rng="fast" the arithmetic's own, which ro
 - `backward(dy, keep, flag, x, scale, param, scaled, STORED)` returns dy * (scale if keep else 0) * act'(x).
   What it may read is what the activation's row says is saved: `keep and flag` in the place of keep
   (`Saved.ALIVE`), keep and flag (`Saved.FLAG`), or keep and x (`Saved.INPUT`).
+- `backward_from_output` is the same for an operation in place: x is what forward returned.
 """
 
 import triton
@@ -56,6 +57,12 @@ def elu_forward(x, keep, scale, param, scaled, STORED: tl.constexpr):
 def elu_backward(dy, keep, flag, x, scale, param, scaled, STORED: tl.constexpr):
     # Eager asks x <= 0 here, so that a NaN's gradient passes unchanged.
     return dy * tl.where(keep, tl.where(x <= 0, scaled * _exp(x), scale), 0.0)
+
+
+@triton.jit
+def elu_backward_from_output(dy, keep, flag, y, scale, param, scaled, STORED: tl.constexpr):
+    # y is scale * alpha * (exp(x) - 1) there, so that y + scale * alpha is scale times the derivative.
+    return dy * tl.where(keep, tl.where(y <= 0, y + scaled, scale), 0.0)
 
 
 @triton.jit

@@ -67,9 +67,9 @@ def unpack(bits: Tensor, n: int, plan: Plan) -> Tensor:
 
 
 def specialisation(activation: Activation, direction: str, dtype: torch.dtype, plan: Plan) -> dict[str, Any]:
-    """The compile-time arguments of the kernel of `direction`, "forward" or "backward", and num_warps.
+    """The compile-time arguments of a kernel, and num_warps.
 
-    Forward's numbers come from the host; without `seed_ptr` and `offset_ptr`, from the device.
+    `direction` is "forward", "backward" or, for an operation in place, "backward_from_output". Forward's numbers come from the host; without `seed_ptr` and `offset_ptr`, from the device.
     """
     saved = activation.saved
     arithmetic = tl.float64 if dtype is torch.float64 else tl.float32
@@ -80,7 +80,7 @@ def specialisation(activation: Activation, direction: str, dtype: torch.dtype, p
     )
     return {
         **own,
-        direction.upper(): getattr(activations, f"{activation.name}_{direction}"),
+        direction.split("_")[0].upper(): getattr(activations, f"{activation.name}_{direction}"),
         "SAVES_FLAG": saved is Saved.FLAG,
         "ARITHMETIC": arithmetic,
         "STORED": _TRITON_DTYPES[dtype] if plan.rng == "eager" else arithmetic,
@@ -192,6 +192,7 @@ class Prepared(NamedTuple):
     p: float
     plan: Plan
     saves_input: bool
+    saves_output: bool
     grid: tuple[int, int, int]
     bits: Tensor  # of the shape of the packed bits, int32 [programs, planes, COLUMNS]; 4 bytes of memory
     walk: tuple[int, int]  # n, blocks
@@ -210,8 +211,12 @@ def prepare(
     parameter: float,
     p: float,
     plan: Plan,
+    from_output: bool = False,
 ) -> Prepared | None:
-    """What the launches need; None where float32 can't hold the parameter or its scaled value."""
+    """What the launches need; None where float32 can't hold the parameter or its scaled value.
+
+    With `from_output` backward reads forward's output in place of its input.
+    """
     double = dtype is torch.float64
     scales = random.scales(p, double)
     try:
@@ -225,7 +230,8 @@ def prepare(
         parameter,
         p,
         plan,
-        activation.saved is Saved.INPUT,
+        activation.saved is Saved.INPUT and not from_output,
+        from_output,
         shape,
         # To make one like it takes half the time that it takes to name shape, dtype and device.
         torch.empty((), dtype=torch.int32, device=device).expand(
@@ -235,7 +241,7 @@ def prepare(
         _kernel(activation, "forward", dtype, kind),
         _kernel(activation, "forward", dtype, kind, True),
         (random.keep_threshold(p, double, plan.rng), *forward),
-        _kernel(activation, "backward", dtype, kind),
+        _kernel(activation, "backward_from_output" if from_output else "backward", dtype, kind),
         (n, plan.blocks, *backward),
     )
 
@@ -245,7 +251,7 @@ def _kernel(
     activation: Activation, direction: str, dtype: torch.dtype, plan: Plan, captured: bool = False
 ) -> Kernel:
     constants = specialisation(activation, direction, dtype, plan)
-    if direction == "backward":
+    if direction != "forward":
         return Kernel(backward_kernel, constants)
     if captured:
         del constants["seed_ptr"], constants["offset_ptr"]
@@ -284,5 +290,5 @@ def loaded(prepared: Prepared, input: Tensor) -> bool:
 
 
 def backward(prepared: Prepared, dy: Tensor, x: Tensor | None, bits: Tensor, dx: Tensor) -> None:
-    """Write dx from dy, the packed bits and, if it was saved, x; all dense in the same layout."""
+    """Write dx from dy, the packed bits and, if it was saved, x (or the output); all dense in the same layout."""
     prepared.backward(prepared.grid, dy, (x, bits, dx), prepared.backward_scalars)
