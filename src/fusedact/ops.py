@@ -19,6 +19,8 @@ _forward_ad = torch.autograd.forward_ad
 _tracing_state = torch._C._get_tracing_state
 _in_transforms = torch._C._are_functorch_transforms_active
 _grad_enabled = torch.is_grad_enabled
+_is_compiling = torch.compiler.is_compiling
+_strided = torch.strided
 _empty_like = torch.empty_like
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -115,9 +117,9 @@ def _runs_kernels(input: Tensor) -> bool:
     # and a compiler need operators they can see.
     return (
         (type(input) is Tensor or type(input) is torch.nn.Parameter)
-        and not torch.compiler.is_compiling()
+        and not _is_compiling()
         and input.is_cuda
-        and input.layout is torch.strided
+        and input.layout is _strided
         and not input.is_nested
         and _tracing_state() is None
         and _forward_ad._current_level < 0
@@ -150,7 +152,7 @@ def fused(input: Tensor, prepared: Any, draw: Draw, inplace: bool) -> Tensor:
     """The fused kernels, prepared for `input`, with the numbers that were drawn; differentiable."""
     contiguous = input.is_contiguous() and not input.is_neg()
     if contiguous and not inplace:  # as nearly always, and without what the others need to know
-        return _apply(input, (prepared, draw, False))
+        return _apply(input, (prepared, draw, False, None))
     dense = contiguous or (torch.ops.aten.is_non_overlapping_and_dense.default(input) and not input.is_neg())
     ordered = contiguous or prepared.plan.in_memory_order
     if inplace and (
@@ -163,16 +165,21 @@ def fused(input: Tensor, prepared: Any, draw: Draw, inplace: bool) -> Tensor:
         return input.copy_(fused(input.clone(), prepared, draw, False))
     # A copy's layout is the one that eager's activation would have given its output.
     x = input if dense else input.clone(memory_format=torch.preserve_format)
-    output = _apply(x if ordered else x.contiguous(), (prepared, draw, inplace))
+    x = x if ordered else x.contiguous()
+    output = _apply(x, (prepared, draw, inplace, x.stride()))
     return output if ordered else torch.empty_like(x).copy_(output)
+
+
+# What a call was prepared for, its numbers, whether in place, and the input's strides; None: contiguous.
+Call = tuple[Any, Draw, bool, Sequence[int] | None]
 
 
 class _Fused(torch.autograd.Function):
     """Forward and backward kernel, joined by the packed bits."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, call: tuple[Any, Draw, bool]) -> Tensor:
-        prepared, draw, inplace = call
+    def forward(ctx: Any, x: Tensor, call: Call) -> Tensor:
+        prepared, draw, inplace, _ = call
         y = x if inplace else _empty_like(x)
         bits = kernels().forward(prepared, x, y, draw)
         if inplace:
@@ -183,8 +190,7 @@ class _Fused(torch.autograd.Function):
             ctx.save_for_backward(bits, y)
         else:
             ctx.save_for_backward(bits)
-        ctx.prepared = prepared
-        ctx.stride = x.stride()
+        ctx.call = call  # each attribute takes its time
         return y
 
     @staticmethod
@@ -194,33 +200,41 @@ class _Fused(torch.autograd.Function):
             or _in_transforms()
             or _is_batched(dy)  # is_grads_batched=True
         ):
-            return _composed_backward(ctx, dy, *ctx.saved_tensors), None
-        return _backward(ctx, dy, *ctx.saved_tensors), None
+            return _composed_backward(ctx.call, dy, *ctx.saved_tensors), None
+        return _backward(ctx.call, dy, *ctx.saved_tensors), None
 
 
 # `Function.apply` without what it does for functorch, which never comes here.
-_apply: Callable[[Tensor, tuple[Any, Draw, bool]], Tensor] = super(torch.autograd.Function, _Fused).apply
+_apply: Callable[[Tensor, Call], Tensor] = super(torch.autograd.Function, _Fused).apply
 
 
-def _backward(ctx: Any, dy: Tensor, bits: Tensor, x: Tensor | None = None) -> Tensor:
-    dy = _ordered(dy, ctx.stride)
+def _backward(call: Call, dy: Tensor, bits: Tensor, x: Tensor | None = None) -> Tensor:
+    prepared, _, _, stride = call
+    dy = _ordered(dy, stride)
     dx = _empty_like(dy)
-    kernels().backward(ctx.prepared, dy, x, bits, dx)
+    kernels().backward(prepared, dy, x, bits, dx)
     return dx
 
 
-def _ordered(input: Tensor, stride: Sequence[int]) -> Tensor:
+def _ordered(input: Tensor, stride: Sequence[int] | None) -> Tensor:
     """`input` with that stride, the order of the bits, and with memory of its own: a copy where it hasn't."""
-    if input.stride() == tuple(stride) and not input.is_neg() and not input._is_zerotensor():
+    ordered = input.is_contiguous() if stride is None else input.stride() == tuple(stride)
+    if ordered and not input.is_neg() and not input._is_zerotensor():
         return input
+    if stride is None:
+        return torch.empty_like(input, memory_format=torch.contiguous_format).copy_(input)
     return torch.empty_strided(input.shape, stride, dtype=input.dtype, device=input.device).copy_(input)
 
 
-def _composed_backward(ctx: Any, dy: Tensor, bits: Tensor, x: Tensor | None = None) -> Tensor:
+def _composed_backward(call: Call, dy: Tensor, bits: Tensor, x: Tensor | None = None) -> Tensor:
     """`_backward` in PyTorch's operations, which can be differentiated again, and batched."""
-    activation, parameter, p, plan = ctx.prepared[:4]
+    prepared, _, _, stride = call
+    activation, parameter, p, plan = prepared[:4]
     planes = kernels().unpack(bits, dy.shape.numel(), plan)
-    keep, *flags = (torch.as_strided(plane, dy.shape, ctx.stride) for plane in planes)
+    keep, *flags = (
+        plane.view(dy.shape) if stride is None else torch.as_strided(plane, dy.shape, stride)
+        for plane in planes
+    )
     if torch.is_grad_enabled() and not dy.requires_grad:
         # A second derivative of 0, as in eager mode, and not none at all.
         dy = dy * torch.ones((), dtype=dy.dtype, device=dy.device, requires_grad=True)
@@ -229,7 +243,7 @@ def _composed_backward(ctx: Any, dy: Tensor, bits: Tensor, x: Tensor | None = No
         dy = dy.float()  # rounded once, at the end
     scale = random.scales(p, stored is torch.float64)[1]
     dx: Tensor
-    if ctx.prepared.saves_output:
+    if x is not None and prepared.saves_output:
         output = x.to(dy.dtype) / random.scales(p, stored is torch.float64)[0]
         dx = activation.from_output(dy * keep * scale, output, parameter)
     elif x is not None:

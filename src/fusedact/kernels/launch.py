@@ -108,7 +108,8 @@ class Kernel:
         self._constants = constants
         # The launcher takes compile-time arguments too, in their places, and skips them.
         self._rest = tuple(constants[name] for name in function.arg_names if name in constants)
-        self._compiled: dict[Any, Any] = {}  # by GPU; by GPU and pointers where some are misaligned
+        # `run`, `function` and `packed_metadata` by GPU, by GPU and pointers where some are misaligned.
+        self._compiled: dict[Any, tuple[Any, ...]] = {}
 
     def __call__(
         self,
@@ -131,7 +132,7 @@ class Kernel:
             with torch.cuda.device_of(first):
                 compiled = self._function[grid](first, *others, *scalars, **self._constants)
             if _KNOWN_LAUNCHER and hasattr(compiled, "packed_metadata"):
-                self._compiled[key] = compiled
+                self._compiled[key] = _launcher(compiled)
                 if self._captured is not None:
                     self._captured._load(key, grid, (first, *others), scalars)
             return
@@ -140,11 +141,12 @@ class Kernel:
                 self(grid, first, others, scalars)
             return
         # As JITFunction.run has it: the metadata and the two hooks are a profiler's, and there is none.
-        compiled.run(
+        run, compiled_function, metadata = compiled
+        run(
             *grid,
             _current_stream(device),
-            compiled.function,
-            compiled.packed_metadata,
+            compiled_function,
+            metadata,
             None,
             None,
             None,
@@ -161,12 +163,16 @@ class Kernel:
         rest = [torch.int64] * (len(self._function.arg_names) - len((*tensors, *scalars, *self._rest)))
         with torch.cuda.device_of(tensors[0]):
             compiled = self._function.warmup(*tensors, *scalars, *rest, grid=grid, **self._constants)
-            compiled.run  # noqa: B018  the property loads
-        self._compiled[key] = compiled
+            self._compiled[key] = _launcher(compiled)
 
     def ready(self, device: int) -> bool:
         """Whether a launch on that GPU, with aligned pointers, needs nothing loaded."""
         return device in self._compiled and not _watched()
+
+
+def _launcher(compiled: Any) -> tuple[Any, ...]:
+    run = compiled.run  # a property, which loads the rest
+    return run, compiled.function, compiled.packed_metadata
 
 
 def _misaligned(*pointers: Tensor | None) -> tuple[bool, ...]:
