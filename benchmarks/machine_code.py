@@ -1,6 +1,6 @@
 """What the compiler makes of the kernels, on a machine that needs no GPU.
 
-    python -m benchmarks.machine_code [--target sm_90 ...] [--dtype bfloat16 ...] [--json FILE]
+    python -m benchmarks.machine_code [--target sm_90 ...] [--dtype bfloat16 ...] [--json FILE] ...
 
 compiles every kernel for every target as a launch would (dense, 16-byte aligned tensors with a multiple
 of 8 elements), prints a Markdown table per target and writes the rows as JSON.
@@ -32,7 +32,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -304,7 +304,7 @@ def compile_kernel(kernel: str, activation: Activation, dtype_name: str, plan: P
     dtype, element = DTYPES[dtype_name]
     # Tensors below 2 GiB, which on AMD take another kind of access, are the usual ones.
     attributes = [["tt.divisibility", 16]] + ([["tt.pointer_range", 32]] if amd else [])
-    function = launch.forward_kernel if kernel == "forward" else launch.backward_kernel
+    function = dropout.forward_kernel if kernel == "forward" else dropout.backward_kernel
     constants = dict(launch.specialisation(activation, kernel, dtype, plan))
     options = {name: constants.pop(name) for name in tuple(constants) if name not in function.arg_names}
     options["num_warps"] = dropout.COLUMNS // gpu.warp_size  # as on that GPU, and not on this machine
@@ -372,9 +372,11 @@ def cases() -> Iterator[tuple[str, Activation, str]]:
             yield kernel, activation, rng
 
 
-def measure_all(target: str, dtypes: Sequence[str]) -> Iterator[Row]:
-    """Every kernel for one target."""
+def measure_all(target: str, dtypes: Sequence[str], chosen: Container[Any]) -> Iterator[Row]:
+    """Every kernel for one target, of which kernel, activation and rng are among the chosen names."""
     for (kernel, activation, rng), dtype in itertools.product(cases(), dtypes):
+        if not (kernel in chosen and activation.name in chosen and rng in chosen):
+            continue
         try:
             yield measure(kernel, activation, dtype, rng, target)
         except ValueError as error:
@@ -464,11 +466,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--dtype", nargs="+", choices=DTYPES, default=tuple(DTYPES), metavar="DTYPE", help=", ".join(DTYPES)
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    names = [activation.name for activation in ACTIVATIONS]
+    for option, allowed in (("kernel", KERNELS), ("activation", names), ("rng", random.RNGS)):
+        parser.add_argument(
+            f"--{option}",
+            nargs="+",
+            choices=allowed,
+            default=allowed,
+            metavar=option.upper(),
+            help=", ".join(allowed),
+        )
     options = parser.parse_args(arguments)
+    chosen = {*options.kernel, *options.activation, *options.rng}
     check_compiler()
     rows: list[Row] = []
     for target in options.target:
-        found = list(measure_all(target, options.dtype))
+        found = list(measure_all(target, options.dtype, chosen))
         print(f"\n### {target}: Triton {found[0].triton}, {assembler(target)}\n\n{table(found)}", flush=True)
         rows += found
     if options.json:

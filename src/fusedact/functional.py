@@ -81,7 +81,8 @@ def leaky_relu_dropout(
 
 
 def _elu_from_output(gradient: Tensor, output: Tensor, alpha: float) -> Tensor:
-    return torch.ops.aten.elu_backward.default(gradient, alpha, 1.0, 1.0, True, output)
+    result: Tensor = torch.ops.aten.elu_backward.default(gradient, alpha, 1.0, 1.0, True, output)
+    return result
 
 
 ELU = Activation(

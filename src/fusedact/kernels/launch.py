@@ -67,9 +67,10 @@ def unpack(bits: Tensor, n: int, plan: Plan) -> Tensor:
 
 
 def specialisation(activation: Activation, direction: str, dtype: torch.dtype, plan: Plan) -> dict[str, Any]:
-    """The compile-time arguments of a kernel, and num_warps.
+    """The compile-time arguments of a kernel, and its options.
 
-    `direction` is "forward", "backward" or, for an operation in place, "backward_from_output". Forward's numbers come from the host; without `seed_ptr` and `offset_ptr`, from the device.
+    `direction` is "forward", "backward" or, for an operation in place, "backward_from_output".
+    Forward's numbers come from the host; without `seed_ptr` and `offset_ptr`, from the device.
     """
     saved = activation.saved
     arithmetic = tl.float64 if dtype is torch.float64 else tl.float32
@@ -88,6 +89,8 @@ def specialisation(activation: Activation, direction: str, dtype: torch.dtype, p
         "VEC": plan.vec,
         "LANES": plan.lanes,
         "COLUMNS": COLUMNS,
+        # What the source says is what runs, as in the interpreter: it asks for each fused multiplication.
+        "enable_fp_fusion": False,
         "num_warps": COLUMNS // (64 if torch.version.hip else 32),  # a thread for each column
     }
 
@@ -296,5 +299,5 @@ def loaded(prepared: Prepared, input: Tensor) -> bool:
 
 
 def backward(prepared: Prepared, dy: Tensor, x: Tensor | None, bits: Tensor, dx: Tensor) -> None:
-    """Write dx from dy, the packed bits and, if it was saved, x (or the output); all dense in the same layout."""
+    """Write dx from dy, the packed bits and what was saved of x or y; all dense in the same layout."""
     prepared.backward(prepared.grid, dy, (x, bits, dx), prepared.backward_scalars)

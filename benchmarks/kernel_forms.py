@@ -1,0 +1,333 @@
+"""Other forms of the kernels, for the rows that are over their budget: what each would cost.
+
+    python -m benchmarks.kernel_forms [--json FILE]
+
+Every form is today's source with some lines replaced, compiled and counted as `benchmarks.machine_code`
+does. No GPU is needed; it takes about ten minutes. Forms are for counting: one or the other is not accurate
+enough or stores bits in another order, which its name says.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fusedact
+
+from . import machine_code
+
+TARGETS = ("sm_80", "sm_90", "sm_100")
+DTYPES = ("bfloat16", "float16", "float32")
+SOURCE = Path(fusedact.__file__).parent
+
+
+class Family(NamedTuple):
+    """Rows of the report that are tried together."""
+
+    kernel: str
+    activation: str
+    rngs: tuple[str, ...]
+
+
+class Form(NamedTuple):
+    """A form: its name, the rows that it is for, and what it replaces: file, text, other text."""
+
+    name: str
+    families: tuple[Family, ...]
+    replaced: tuple[tuple[str, str, str], ...]
+
+
+BOTH = ("eager", "fast")
+FORWARD = (
+    Family("forward", "relu", ("fast",)),
+    Family("forward", "leaky_relu", BOTH),
+    Family("forward", "elu", BOTH),
+)
+FORWARD_LEAKY = (Family("forward", "leaky_relu", BOTH),)
+FORWARD_ELU = (Family("forward", "elu", BOTH),)
+BACKWARD_LEAKY = (Family("backward", "leaky_relu", BOTH),)
+BACKWARD_ELU = (Family("backward", "elu", BOTH),)
+FROM_OUTPUT = (Family("backward_from_output", "elu", BOTH),)
+
+_KERNEL, _MATHS = "kernels/dropout.py", "kernels/activations.py"
+_KEPT = "            kept = kept * 2 + bit.to(tl.int32)\n"
+_FLAGGED = "                flagged = flagged * 2 + flags[lane].to(tl.int32)\n"
+_UNPACKED = "        bits = bits + (((words << (g * LANES + lane)) < 0),)\n"
+_LEAKY_VALUE = (
+    "    value = tl.where(positive, x, _rounded(x * param, STORED))\n"
+    "    return value * tl.where(keep, scale, 0.0), positive\n"
+)
+_LEAKY_GRADIENT = (
+    "    gradient = _rounded(dy * tl.where(keep, scale, 0.0), STORED)\n"
+    "    return tl.where(flag, gradient, gradient * param)\n"
+)
+_ELU_VALUE = (
+    "    factor = tl.where(linear, scale, scaled)\n"
+    "    return tl.where(linear, x, _expm1(x)) * tl.where(keep, factor, 0.0), linear\n"
+)
+_ELU_GRADIENT = "    return dy * tl.where(keep, tl.where(x <= 0, scaled * _exp(x), scale), 0.0)\n"
+_ELU_FROM_OUTPUT = "    return dy * tl.where(keep, tl.where(y <= 0, y + scaled, scale), 0.0)\n"
+
+
+def _packing(name: str, bit: str) -> Form:
+    """`bit` adds the boolean `{bit}` to the word `{word}`."""
+    kept = " " * 12 + bit.format(word="kept", bit="bit") + "\n"
+    flagged = " " * 16 + bit.format(word="flagged", bit="flags[lane]") + "\n"
+    return Form(name, FORWARD, ((_KERNEL, _KEPT, kept), (_KERNEL, _FLAGGED, flagged)))
+
+
+def _unpacking(name: str, bit: str) -> Form:
+    replaced = (_KERNEL, _UNPACKED, f"        bits = bits + ({bit},)\n")
+    return Form(name, (*BACKWARD_LEAKY, *BACKWARD_ELU, *FROM_OUTPUT), (replaced,))
+
+
+def _maths(name: str, families: tuple[Family, ...], old: str, new: str) -> Form:
+    return Form(name, families, ((_MATHS, old, new),))
+
+
+FORMS = (
+    Form("as it is", (*FORWARD, *BACKWARD_LEAKY, *BACKWARD_ELU, *FROM_OUTPUT), ()),
+    _packing(
+        "packing: or of bits in their places", "{word} |= tl.where({bit}, 1 << (31 - g * LANES - lane), 0)"
+    ),
+    _packing(
+        "packing: sum of bits in their places", "{word} += tl.where({bit}, 1 << (31 - g * LANES - lane), 0)"
+    ),
+    _packing("packing: shift and or", "{word} = ({word} << 1) | {bit}.to(tl.int32)"),
+    _packing("packing: doubling, less -1 or 0", "{word} = {word} * 2 - tl.where({bit}, -1, 0)"),
+    _packing(
+        "packing: in at the top, shifted down (bits in reverse)",
+        "{word} = (({word} >> 1) & 0x7FFFFFFF) | tl.where({bit}, -2147483648, 0)",
+    ),
+    _packing(
+        "packing: a predicated addition",
+        "{word} = tl.where({bit}, {word} + (1 << (31 - g * LANES - lane)), {word})",
+    ),
+    Form(
+        "packing: float32, doubled and added (the first 24 bits' cost: it holds no more)",
+        FORWARD,
+        (
+            (
+                _KERNEL,
+                "    kept = tl.zeros([COLUMNS], tl.int32)\n",
+                "    kept = tl.zeros([COLUMNS], tl.float32)\n",
+            ),
+            (
+                _KERNEL,
+                "    flagged = tl.zeros([COLUMNS], tl.int32)\n",
+                "    flagged = tl.zeros([COLUMNS], tl.float32)\n",
+            ),
+            (_KERNEL, _KEPT, "            kept = tl.fma(kept, 2.0, tl.where(bit, 1.0, 0.0))\n"),
+            (
+                _KERNEL,
+                _FLAGGED,
+                "                flagged = tl.fma(flagged, 2.0, tl.where(flags[lane], 1.0, 0.0))\n",
+            ),
+            (_KERNEL, "PLANES, COLUMNS), kept)\n", "PLANES, COLUMNS), kept.to(tl.int32))\n"),
+            (_KERNEL, "PLANES, COLUMNS), flagged)\n", "PLANES, COLUMNS), flagged.to(tl.int32))\n"),
+        ),
+    ),
+    Form(
+        "packing: the flag from the sign of 0 - x, by a funnel shift",
+        FORWARD_LEAKY,
+        (
+            (
+                _KERNEL,
+                "        flags = _lanes(flag, COLUMNS, LANES)\n",
+                "        flags = _lanes(flag, COLUMNS, LANES)\n"
+                "        sign = (0.0 - xs[g].to(ARITHMETIC)).to(tl.uint32, bitcast=True)\n"
+                "        signs = _lanes(sign, COLUMNS, LANES)\n",
+            ),
+            (
+                _KERNEL,
+                _FLAGGED,
+                "                flagged = (flagged << 1) | (signs[lane] >> 31).to(tl.int32)\n",
+            ),
+        ),
+    ),
+    _maths(
+        "the slope as a factor",
+        FORWARD_LEAKY,
+        _LEAKY_VALUE,
+        "    value = _rounded(x * tl.where(positive, 1.0, param), STORED)\n"
+        "    return value * tl.where(keep, scale, 0.0), positive\n",
+    ),
+    _maths(
+        "expm1: a polynomial of one degree more",
+        FORWARD_ELU,
+        "        q = tl.fma(f, 0.0013882522514628171, 0.00836651516961362)\n",
+        "        q = tl.fma(f, 1.98412698e-4, 0.0013882522514628171)\n"
+        "        q = tl.fma(q, f, 0.00836651516961362)\n",
+    ),
+    _maths(
+        "expm1: ln 2 in two parts",
+        FORWARD_ELU,
+        "        f = tl.fma(shifted - _ROUND_32, -_LN2, x)\n",
+        "        f = tl.fma(shifted - _ROUND_32, 1.428606765330187e-06,\n"
+        "                   tl.fma(shifted - _ROUND_32, -0.693148612976074, x))\n",
+    ),
+    _maths(
+        "expm1: hardware exp2 less 1 below -1/16, a cubic above (not accurate enough: about 2^-18)",
+        FORWARD_ELU,
+        _ELU_VALUE,
+        "    factor = tl.where(linear, scale, scaled)\n"
+        "    near = tl.fma(tl.fma(x, 0.16666667, 0.5) * x, x, x)\n"
+        "    below = tl.where(x < -0.0625, tl.exp2(x * _LOG2E) - 1.0, near)\n"
+        "    return tl.where(linear, x, below) * tl.where(keep, factor, 0.0), linear\n",
+    ),
+    _maths(
+        "the scale selected after the product",
+        FORWARD_ELU,
+        _ELU_VALUE,
+        "    value = tl.where(linear, x * scale, _expm1(x) * scaled)\n"
+        "    return value * tl.where(keep, 1.0, 0.0), linear\n",
+    ),
+    _maths(
+        "two products, a scale each",
+        FORWARD_ELU,
+        _ELU_VALUE,
+        "    one, other = tl.where(keep, scale, 0.0), tl.where(keep, scaled, 0.0)\n"
+        "    return tl.where(linear, x * one, _expm1(x) * other), linear\n",
+    ),
+    _unpacking("unpacking: an and", "(words & (1 << (31 - g * LANES - lane))) != 0"),
+    _unpacking("unpacking: shifted down", "((words >> (31 - g * LANES - lane)) & 1) != 0"),
+    _maths(
+        "the slope as a factor",
+        BACKWARD_LEAKY,
+        _LEAKY_GRADIENT,
+        "    gradient = _rounded(dy * tl.where(keep, scale, 0.0), STORED)\n"
+        "    return gradient * tl.where(flag, 1.0, param)\n",
+    ),
+    _maths(
+        "keep as a factor of its own",
+        BACKWARD_LEAKY,
+        _LEAKY_GRADIENT,
+        "    gradient = _rounded(dy * scale * tl.where(keep, 1.0, 0.0), STORED)\n"
+        "    return tl.where(flag, gradient, gradient * param)\n",
+    ),
+    _maths(
+        "rounded once (not eager's bits)",
+        BACKWARD_LEAKY,
+        _LEAKY_GRADIENT,
+        "    return dy * tl.where(keep, tl.where(flag, scale, scaled), 0.0)\n",
+    ),
+    _maths(
+        "dy times keep first",
+        BACKWARD_ELU,
+        _ELU_GRADIENT,
+        "    return dy * tl.where(keep, 1.0, 0.0) * tl.where(x <= 0, scaled * _exp(x), scale)\n",
+    ),
+    _maths(
+        "exp and scale in factors of their own",
+        BACKWARD_ELU,
+        _ELU_GRADIENT,
+        "    factor = tl.where(keep, tl.where(x <= 0, scaled, scale), 0.0)\n"
+        "    return dy * factor * tl.where(x <= 0, _exp(x), 1.0)\n",
+    ),
+    _maths(
+        "exp of min(x, 0), with no select",
+        BACKWARD_ELU,
+        _ELU_GRADIENT,
+        "    factor = tl.where(keep, tl.where(x <= 0, scaled, scale), 0.0)\n"
+        "    return dy * factor * _exp(tl.minimum(x, 0.0))\n",
+    ),
+    _maths(
+        "tl.exp, which rounds x log2(e) (not accurate enough)",
+        BACKWARD_ELU,
+        _ELU_GRADIENT,
+        "    return dy * tl.where(keep, tl.where(x <= 0, scaled * tl.exp(x), scale), 0.0)\n",
+    ),
+    _maths(
+        "dy times keep first",
+        FROM_OUTPUT,
+        _ELU_FROM_OUTPUT,
+        "    return dy * tl.where(keep, 1.0, 0.0) * tl.where(y <= 0, y + scaled, scale)\n",
+    ),
+    _maths(
+        "the term selected, not the sum",
+        FROM_OUTPUT,
+        _ELU_FROM_OUTPUT,
+        "    return dy * tl.where(keep, tl.where(y <= 0, y, 0.0) + tl.where(y <= 0, scaled, scale), 0.0)\n",
+    ),
+    _maths(
+        "min(y, 0) (right for alpha = 1 alone)",
+        FROM_OUTPUT,
+        _ELU_FROM_OUTPUT,
+        "    return dy * tl.where(keep, tl.minimum(y, 0.0) + scale, 0.0)\n",
+    ),
+)
+
+
+def source_of(form: Form, folder: Path) -> None:
+    """Write the package's source with the form's lines; ValueError where it has changed meanwhile."""
+    shutil.copytree(SOURCE, folder / SOURCE.name, ignore=shutil.ignore_patterns("__pycache__"))
+    for file, old, new in form.replaced:
+        path = folder / SOURCE.name / file
+        text = path.read_text()
+        if text.count(old) != 1:
+            raise ValueError(f"form {form.name!r}: {file} has no longer, or more than once: {old}")
+        path.write_text(text.replace(old, new))
+
+
+def measure(form: Form) -> Iterator[dict[str, Any]]:
+    """Count a form, in processes that import its source."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source_of(form, folder)
+        root = Path(__file__).parents[1]
+        environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(folder), str(root)]))
+        for kernel, activation, rngs in form.families:
+            command = [sys.executable, "-m", "benchmarks.machine_code", "--json", str(folder / "rows.json")]
+            command += ["--kernel", kernel, "--activation", activation, "--rng", *rngs]
+            command += ["--target", *TARGETS, "--dtype", *DTYPES]
+            subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+            for row in json.loads((folder / "rows.json").read_text()):
+                yield {"form": form.name, **row}
+
+
+def table(rows: Sequence[dict[str, Any]], family: Family, target: str = "sm_90") -> str:
+    """A Markdown table of a family's forms: instructions per element of each dtype, by rng."""
+    header = " | ".join(f"{rng}: {' / '.join(DTYPES)}" for rng in family.rngs)
+    lines = [f"| form | {header} |", f"|---|{'---|' * len(family.rngs)}"]
+    for form in FORMS:
+        if family not in form.families:
+            continue
+        cells = []
+        for rng in family.rngs:
+            key = (form.name, family.kernel, family.activation, rng, target)
+            names = ("form", "kernel", "activation", "rng", "target")
+            counts = {
+                row["dtype"]: f"{row['instructions_per_element']:.1f}"
+                for row in rows
+                if tuple(row[name] for name in names) == key
+            }
+            cells.append(" / ".join(counts[dtype] for dtype in DTYPES))
+        lines.append(f"| {form.name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.kernel_forms", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    options = parser.parse_args()
+    machine_code.check_compiler()
+    rows: list[dict[str, Any]] = []
+    for number, form in enumerate(FORMS, 1):
+        print(f"{number}/{len(FORMS)} {form.name}", file=sys.stderr, flush=True)
+        rows += measure(form)
+    for family in dict.fromkeys(family for form in FORMS for family in form.families):
+        print(f"\n### {family.kernel}, {family.activation}, sm_90\n\n{table(rows, family)}")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
