@@ -49,6 +49,7 @@ FORWARD = (
     Family("forward", "leaky_relu", BOTH),
     Family("forward", "elu", BOTH),
 )
+FORWARD_FAST = tuple(Family("forward", name, ("fast",)) for name in ("relu", "leaky_relu", "elu"))
 FORWARD_LEAKY = (Family("forward", "leaky_relu", BOTH),)
 FORWARD_ELU = (Family("forward", "elu", BOTH),)
 BACKWARD_LEAKY = (Family("backward", "leaky_relu", BOTH),)
@@ -85,6 +86,11 @@ def _packing(name: str, bit: str) -> Form:
 def _unpacking(name: str, bit: str) -> Form:
     replaced = (_KERNEL, _UNPACKED, f"        bits = bits + ({bit},)\n")
     return Form(name, (*BACKWARD_LEAKY, *BACKWARD_ELU, *FROM_OUTPUT), (replaced,))
+
+
+def _rounds(number: int) -> Form:
+    old = "FAST_ROUNDS: tl.constexpr = tl.constexpr(7)"
+    return Form(f"Philox of {number} rounds", FORWARD_FAST, ((_KERNEL, old, old.replace("7", str(number))),))
 
 
 def _maths(name: str, families: tuple[Family, ...], old: str, new: str) -> Form:
@@ -151,6 +157,8 @@ FORMS = (
             ),
         ),
     ),
+    _rounds(8),
+    _rounds(10),
     _maths(
         "the slope as a factor",
         FORWARD_LEAKY,
@@ -291,24 +299,25 @@ def measure(form: Form) -> Iterator[dict[str, Any]]:
                 yield {"form": form.name, **row}
 
 
-def table(rows: Sequence[dict[str, Any]], family: Family, target: str = "sm_90") -> str:
-    """A Markdown table of a family's forms: instructions per element of each dtype, by rng."""
-    header = " | ".join(f"{rng}: {' / '.join(DTYPES)}" for rng in family.rngs)
-    lines = [f"| form | {header} |", f"|---|{'---|' * len(family.rngs)}"]
-    for form in FORMS:
-        if family not in form.families:
-            continue
+def table(rows: Sequence[dict[str, Any]], kernel: str, activation: str, target: str = "sm_90") -> str:
+    """A Markdown table of the forms of some rows: instructions per element of each dtype, by rng."""
+    rows = [
+        row
+        for row in rows
+        if (row["kernel"], row["activation"], row["target"]) == (kernel, activation, target)
+    ]
+    rngs = list(dict.fromkeys(row["rng"] for row in rows))
+    lines = [f"| form | {' | '.join(rngs)} |", f"|---|{'---|' * len(rngs)}"]
+    for form in dict.fromkeys(row["form"] for row in rows):
         cells = []
-        for rng in family.rngs:
-            key = (form.name, family.kernel, family.activation, rng, target)
-            names = ("form", "kernel", "activation", "rng", "target")
+        for rng in rngs:
             counts = {
                 row["dtype"]: f"{row['instructions_per_element']:.1f}"
                 for row in rows
-                if tuple(row[name] for name in names) == key
+                if (row["form"], row["rng"]) == (form, rng)
             }
-            cells.append(" / ".join(counts[dtype] for dtype in DTYPES))
-        lines.append(f"| {form.name} | {' | '.join(cells)} |")
+            cells.append(" / ".join(counts[dtype] for dtype in DTYPES) if counts else "")
+        lines.append(f"| {form} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -323,8 +332,8 @@ def main() -> None:
     for number, form in enumerate(FORMS, 1):
         print(f"{number}/{len(FORMS)} {form.name}", file=sys.stderr, flush=True)
         rows += measure(form)
-    for family in dict.fromkeys(family for form in FORMS for family in form.families):
-        print(f"\n### {family.kernel}, {family.activation}, sm_90\n\n{table(rows, family)}")
+    for kernel, activation in dict.fromkeys((row["kernel"], row["activation"]) for row in rows):
+        print(f"\n### {kernel}, {activation}, sm_90\n\n{table(rows, kernel, activation)}")
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -5,9 +5,9 @@
   (aten/src/ATen/native/cuda/Dropout.cu, torch 2.7 and later), so that a fused call drops the elements
   that `Dropout` would have dropped and leaves the generator where it would have left it.
 - fast: 16 random bits per element from Philox4x32-7, half the numbers and less than half the
-  arithmetic. Philox4x32 passes all of TestU01's BigCrush from 7 rounds on (Salmon et al., SC 2011);
-  PyTorch's 10 are a margin. The mask is a function of seed, offset and the element's place in
-  memory alone, and the probability is rounded to a multiple of 2**-16, the scale with it.
+  arithmetic; docs/kernels.md says why 7 rounds are enough, and what is known against them. The mask
+  is a function of seed, offset and the element's place in memory alone, and the probability is rounded
+  to a multiple of 2**-16, the scale with it.
 """
 
 import functools

@@ -27,6 +27,7 @@ from .philox import philox4x32
 COLUMNS = 128
 WORD = 32
 TILE = COLUMNS * WORD
+FAST_ROUNDS: tl.constexpr = tl.constexpr(7)  # of Philox; eager's are PyTorch's 10
 
 
 @triton.jit
@@ -177,14 +178,14 @@ def _fast_words(g, key, call, LANES: tl.constexpr, COLUMNS: tl.constexpr):
     low = quads.to(tl.uint32)
     high = (quads >> 32).to(tl.uint32)
     if LANES == 2:
-        a0, a1, a2, a3 = philox4x32(call[0], call[1], low + (quad // 2).to(tl.uint32), high, key, 7)
+        a0, a1, a2, a3 = philox4x32(call[0], call[1], low + (quad // 2).to(tl.uint32), high, key, FAST_ROUNDS)
         words = (tl.where(quad % 2 == 0, a0, a2), tl.where(quad % 2 == 0, a1, a3))
     elif LANES == 4:
-        words = philox4x32(call[0], call[1], low + quad.to(tl.uint32), high, key, 7)
+        words = philox4x32(call[0], call[1], low + quad.to(tl.uint32), high, key, FAST_ROUNDS)
     else:
         low += (2 * quad).to(tl.uint32)
-        words = philox4x32(call[0], call[1], low, high, key, 7)
-        words = words + philox4x32(call[0], call[1], low + 1, high, key, 7)
+        words = philox4x32(call[0], call[1], low, high, key, FAST_ROUNDS)
+        words = words + philox4x32(call[0], call[1], low + 1, high, key, FAST_ROUNDS)
     return words
 
 
