@@ -68,6 +68,25 @@ def test_equals_eager_bit_for_bit(activation, dtype):
 
 
 @activations
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_in_place_equals_the_activation_in_place(activation, dtype):
+    x, dy = torch.randn(2, 100_000, device="cuda", dtype=dtype)
+    eager = nn.Sequential(activation.module(*parameters(activation), inplace=True), nn.Dropout(0.3))
+    expected = both(lambda x: eager(x * 1.0), x, dy)
+
+    def call(x):
+        x = x * 1.0
+        y = function(activation)(x, 0.3, *parameters(activation), inplace=True)
+        assert y.data_ptr() == x.data_ptr()
+        return y
+
+    result = both(call, x, dy)
+    assert result[2] == expected[2]
+    exact = {"rtol": 0, "atol": 0} if activation.from_output is None else {}
+    torch.testing.assert_close(result[:2], expected[:2], **exact)
+
+
+@activations
 def test_launches_see_the_current_stream_device_and_alignment(activation):
     """The second launch goes through the launcher's own path, whatever the first one's pointers were."""
     base = torch.randn(4100, device="cuda")
