@@ -59,6 +59,8 @@ FROM_OUTPUT = (Family("backward_from_output", "elu", BOTH),)
 _KERNEL, _MATHS = "kernels/dropout.py", "kernels/activations.py"
 _KEPT = "            kept = kept * 2 + bit.to(tl.int32)\n"
 _FLAGGED = "                flagged = flagged * 2 + flags[lane].to(tl.int32)\n"
+# The place of a bit in its word; the first is the sign.
+_PLACE = "(-2147483648 if g * LANES + lane == 0 else 1 << (31 - g * LANES - lane))"
 _UNPACKED = "        bits = bits + (((words << (g * LANES + lane)) < 0),)\n"
 _LEAKY_VALUE = (
     "    value = tl.where(positive, x, _rounded(x * param, STORED))\n"
@@ -77,9 +79,9 @@ _ELU_FROM_OUTPUT = "    return dy * tl.where(keep, tl.where(y <= 0, y + scaled, 
 
 
 def _packing(name: str, bit: str) -> Form:
-    """`bit` adds the boolean `{bit}` to the word `{word}`."""
-    kept = " " * 12 + bit.format(word="kept", bit="bit") + "\n"
-    flagged = " " * 16 + bit.format(word="flagged", bit="flags[lane]") + "\n"
+    """`bit` adds the boolean `{bit}`, whose place is `{place}`, to the word `{word}`."""
+    kept = " " * 12 + bit.format(word="kept", bit="bit", place=_PLACE) + "\n"
+    flagged = " " * 16 + bit.format(word="flagged", bit="flags[lane]", place=_PLACE) + "\n"
     return Form(name, FORWARD, ((_KERNEL, _KEPT, kept), (_KERNEL, _FLAGGED, flagged)))
 
 
@@ -113,7 +115,7 @@ FORMS = (
     ),
     _packing(
         "packing: a predicated addition",
-        "{word} = tl.where({bit}, {word} + (1 << (31 - g * LANES - lane)), {word})",
+        "{word} = tl.where({bit}, {word} + {place}, {word})",
     ),
     Form(
         "packing: float32, doubled and added (the first 24 bits' cost: it holds no more)",
@@ -203,7 +205,7 @@ FORMS = (
         "    one, other = tl.where(keep, scale, 0.0), tl.where(keep, scaled, 0.0)\n"
         "    return tl.where(linear, x * one, _expm1(x) * other), linear\n",
     ),
-    _unpacking("unpacking: an and", "(words & (1 << (31 - g * LANES - lane))) != 0"),
+    _unpacking("unpacking: an and", f"(words & {_PLACE}) != 0"),
     _unpacking("unpacking: shifted down", "((words >> (31 - g * LANES - lane)) & 1) != 0"),
     _maths(
         "the slope as a factor",

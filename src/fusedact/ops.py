@@ -165,8 +165,8 @@ def fused(input: Tensor, prepared: Any, draw: Draw, inplace: bool) -> Tensor:
         return input.copy_(fused(input.clone(), prepared, draw, False))
     # A copy's layout is the one that eager's activation would have given its output.
     x = input if dense else input.clone(memory_format=torch.preserve_format)
-    x = x if ordered else x.contiguous()
-    output = _apply(x, (prepared, draw, inplace, x.stride()))
+    numbered = x if ordered else x.contiguous()
+    output = _apply(numbered, (prepared, draw, inplace, numbered.stride()))
     return output if ordered else torch.empty_like(x).copy_(output)
 
 
