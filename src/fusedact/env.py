@@ -1,0 +1,128 @@
+"""`python -m fusedact.env`: versions, the path that calls take on each device, and a self-test on each.
+
+For bug reports. It needs no GPU and no Triton; its exit code is 1 if a self-test fails, else 0.
+"""
+
+import platform
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from . import __version__, ops, random
+from .activations import Activation, Saved
+from .functional import ACTIVATIONS
+
+
+def versions() -> dict[str, str]:
+    """What is installed, on what: a line of text each."""
+    return {
+        "fusedact": __version__,
+        "python": f"{platform.python_version()} ({platform.python_implementation()})",
+        "torch": torch.__version__,
+        "triton": _triton(),
+        "system": platform.platform(),
+        "GPU": "seen by PyTorch" if torch.cuda.is_available() else f"none seen by PyTorch, {_built()}",
+    }
+
+
+def _triton() -> str:
+    if not ops._TRITON:
+        return "not installed"
+    try:
+        import triton
+    except Exception as error:  # a broken installation is what a bug report is to say
+        return f"installed, but its import fails: {error!r}"
+    return str(triton.__version__)
+
+
+def _built() -> str:
+    if torch.version.cuda:
+        return f"which was built for CUDA {torch.version.cuda}"
+    return f"which was built for {'ROCm ' + torch.version.hip if torch.version.hip else 'CPUs'}"
+
+
+def devices() -> list[torch.device]:
+    """The CPU, and each device of the accelerator if PyTorch sees one."""
+    found = [torch.device("cpu")]
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is not None:
+        found += [torch.device(accelerator.type, i) for i in range(torch.accelerator.device_count())]
+    return found
+
+
+def describe(device: torch.device) -> str:
+    """The device's name, and what a GPU's masks depend on."""
+    if device.type == "cpu":
+        return platform.machine() or "unknown"
+    if device.type != "cuda":
+        return device.type
+    properties = torch.cuda.get_device_properties(device)
+    capability = f"compute capability {properties.major}.{properties.minor}"
+    multiprocessors, threads = random.processors(device)
+    return f"{properties.name}, {capability}, {multiprocessors} multiprocessors of {threads} threads"
+
+
+def paths(device: torch.device) -> tuple[str, str]:
+    """What a plain call runs on `device`, and what one under `torch.compile` does; if not kernels, why."""
+    if ops._runs_kernels(torch.empty(1, device=device)) and ops.kernels() is not None:
+        return "kernels", "operators that launch the kernels"
+    why = "Triton isn't installed" if device.type == ops._OPERATORS else "the kernels need a CUDA or ROCm GPU"
+    return f"eager composition: {why}", "the same, compiled"
+
+
+def self_test(device: torch.device) -> None:
+    """One forward and backward of every activation against its two PyTorch modules, from the same seed.
+
+    Values and gradients have to be eager's bits; those of an activation that computes exp itself, close.
+
+    Raises:
+        AssertionError: they are not.
+    """
+    for row in ACTIVATIONS:
+        for dtype in (torch.float32, torch.bfloat16):
+            try:
+                _compare(row, torch.randn(128, 100, device=device, dtype=dtype, requires_grad=True))
+            except AssertionError as error:
+                raise AssertionError(f"{row.name}, {dtype}: {error}") from None
+
+
+def _compare(row: Activation, x: Tensor) -> None:
+    eager = nn.Sequential(row.module(), nn.Dropout(0.5))
+    parameters = (getattr(eager[0], row.parameter),) if row.parameter else ()
+
+    def fused(x: Tensor) -> Tensor:
+        return ops.activation_dropout(row, x, parameters, 0.5, True, False, "eager")
+
+    def run(function: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        y = function(x)
+        (dx,) = torch.autograd.grad(y, x, torch.randn_like(x))
+        return {"output": y.detach(), "gradient": dx}
+
+    tolerance = None if row.saved is Saved.INPUT else 0.0  # None: the dtype's own
+    torch.testing.assert_close(run(fused), run(eager), rtol=tolerance, atol=tolerance)
+
+
+def main() -> int:
+    """Print it all; the exit code."""
+    for name, value in versions().items():
+        print(f"{name:<10}{value}")
+    failures = 0
+    for device in devices():
+        print(f"\n{device}: {describe(device)}")
+        try:
+            plain, compiled = paths(device)
+            print(f"  calls          {plain}\n  torch.compile  {compiled}")
+            self_test(device)
+            print("  self-test      passed")
+        except Exception as error:
+            failures += 1
+            text = f"{type(error).__name__}: {error}".strip().replace("\n", "\n    ")
+            print(f"  self-test      FAILED\n    {text}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
