@@ -39,8 +39,9 @@ class FusedReLUDropout(_FusedDropout):
         ValueError: `p` is no number in [0, 1], or `rng` has a value that isn't allowed.
         TypeError: `inplace` is no bool.
 
-    >>> layer = FusedReLUDropout(p=0.2)
-    >>> output = layer(torch.randn(64, 128))
+    Examples:
+        >>> layer = FusedReLUDropout(p=0.2)
+        >>> output = layer(torch.randn(64, 128))
     """
 
     activation = functional.RELU
@@ -68,8 +69,9 @@ class FusedLeakyDropout(_FusedDropout):
             value that isn't allowed.
         TypeError: `inplace` is no bool.
 
-    >>> layer = FusedLeakyDropout(p=0.5, negative_slope=0.1)
-    >>> output = layer(torch.randn(64, 128))
+    Examples:
+        >>> layer = FusedLeakyDropout(p=0.5, negative_slope=0.1)
+        >>> output = layer(torch.randn(64, 128))
     """
 
     activation = functional.LEAKY_RELU
@@ -102,8 +104,9 @@ class FusedELUDropout(_FusedDropout):
             isn't allowed.
         TypeError: `inplace` is no bool.
 
-    >>> layer = FusedELUDropout(p=0.5)
-    >>> output = layer(torch.randn(64, 128))
+    Examples:
+        >>> layer = FusedELUDropout(p=0.5)
+        >>> output = layer(torch.randn(64, 128))
     """
 
     activation = functional.ELU

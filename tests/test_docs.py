@@ -1,0 +1,82 @@
+"""The code in README, docs and docstrings runs; figures and drawing are those of what they were made from."""
+
+import doctest
+import json
+import re
+import runpy
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from torch import nn
+
+import fusedact
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+BLOCKS = [
+    pytest.param(block, text, id=f"{name}-{i}")
+    for name, text in PAGES.items()
+    for i, block in enumerate(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+]
+EXAMPLES = [
+    found
+    for name in fusedact.__all__
+    for found in doctest.DocTestFinder(recurse=False).find(getattr(fusedact, name), name)
+    if found.examples
+]
+
+
+def test_there_are_blocks():
+    """In the README and in pages; and no fence that the pattern wouldn't find."""
+    assert len({block.id.rpartition("-")[0] for block in BLOCKS}) >= 4
+    assert len(EXAMPLES) >= 4
+    assert sum(len(re.findall(r"```\s*py", text)) for text in PAGES.values()) == len(BLOCKS)
+
+
+@pytest.mark.parametrize(("block", "page"), BLOCKS)
+def test_code_blocks_run(block, page, tmp_path, capsys):
+    """As files; what they print is in the block that follows."""
+    path = tmp_path / "block.py"
+    path.write_text(block)
+    runpy.run_path(str(path))
+    output = capsys.readouterr().out
+    assert not output or f"{block}```\n\n```text\n{output}```\n" in page
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda found: found.name)
+def test_docstrings_examples_run(example):
+    names = {**vars(nn), **vars(fusedact), "nn": nn, "torch": torch}
+    names["train"] = lambda net: net(torch.randn(8, 784)).sum().backward()
+    exec("".join(line.source for line in example.examples), names)
+
+
+def test_drawing_is_to_scale():
+    """It shows ReLU in bfloat16, so b = 2 in the README's table of bytes."""
+    rows = re.findall(r"^\| (eager ReLU \+ dropout|fused ReLU) \|(.*)\|$", README, re.MULTILINE)
+    expected = {
+        f"{row.split()[0]}-{way}": eval(re.sub(r"(\d)b", r"\1*b", cell), {"b": 2})
+        for row, cells in rows
+        for way, cell in zip(("forward", "backward", "kept"), cells.split("|"), strict=True)
+    }
+    svg = "{http://www.w3.org/2000/svg}"
+    groups = ElementTree.parse(ROOT / "docs" / "bytes.svg").getroot().iter(f"{svg}g")
+    drawn = {g.get("id"): sum(float(rect.get("width")) for rect in g.iter(f"{svg}rect")) / 48 for g in groups}
+    assert drawn == expected
+
+
+def test_mnist_table_is_the_committed_results():
+    mnist = pytest.importorskip("benchmarks.mnist", reason="needs the extra `mnist`")
+    path = ROOT / "benchmarks" / "results" / "mnist-cpu" / "activation_comparison.json"
+    result = json.loads(path.read_text())
+    table = mnist.table(result["summary"], len(result["seeds"]))
+    assert f"<!-- mnist -->\n```text\n{table}\n```\n<!-- /mnist -->" in README
+    assert result["summary"] == mnist.summary(result["runs"])
+
+
+def test_host_time_table_is_the_committed_results():
+    host_time = pytest.importorskip("benchmarks.host_time", reason="needs Triton")
+    rows = json.loads((ROOT / "benchmarks" / "results" / "host-time.json").read_text())["rows"]
+    assert f"<!-- host time -->\n{host_time.table(rows)}\n<!-- /host time -->" in README
