@@ -53,6 +53,13 @@ def test_docstrings_examples_run(example):
     exec("".join(line.source for line in example.examples), names)
 
 
+def test_readmes_links_lead_somewhere():
+    """Those of the site's pages are mkdocs's to check."""
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
 def test_drawing_is_to_scale():
     """It shows ReLU in bfloat16, so b = 2 in the README's table of bytes."""
     rows = re.findall(r"^\| (eager ReLU \+ dropout|fused ReLU) \|(.*)\|$", README, re.MULTILINE)
