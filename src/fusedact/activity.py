@@ -227,7 +227,8 @@ def count(
     In a backward pass it does nothing: what runs forward there is a checkpoint that computes again.
 
     Args:
-        input: any shape; units stand along `dim`.
+        input: any shape.
+        dim: along which its units stand.
         activation: its row's name.
         parameters: the activation's.
         counts: int64 [3, units]: positive inputs, saturated ones, all.
@@ -364,10 +365,11 @@ class ActivityMonitor:
         ValueError: there is nothing to watch; `units` names a layer that isn't watched, `tau` is no number
             of at least 0, or `mode` has another value.
 
-    >>> net = nn.Sequential(nn.Linear(784, 128), FusedReLUDropout(0.5), nn.Linear(128, 10))
-    >>> with ActivityMonitor(net) as monitor:
-    ...     train(net)
-    >>> print(monitor.report())
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(784, 128), FusedReLUDropout(0.5), nn.Linear(128, 10))
+        >>> with ActivityMonitor(net) as monitor:
+        ...     train(net)
+        >>> print(monitor.report())
     """
 
     def __init__(

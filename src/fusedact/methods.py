@@ -117,6 +117,7 @@ class Method:
         return isinstance(parent, ast.Call | ast.Compare | ast.BoolOp | ast.If | ast.IfExp | ast.UnaryOp)
 
     def is_self(self, node: ast.AST) -> bool:
+        """Whether an expression is the name of the method's `self`."""
         return isinstance(node, ast.Name) and node.id == self.self
 
     def resolve(self, node: ast.AST, module: nn.Module | None = None) -> Any:
@@ -194,6 +195,7 @@ class Method:
         )
 
     def checksum(self) -> int:
+        """A number for what the source says, whatever its layout and comments."""
         return zlib.crc32(ast.dump(self.node).encode())
 
 
@@ -243,6 +245,7 @@ def methods(cls: type) -> tuple[dict[str, Method], dict[str, Method], list[str]]
 
 
 def every(cls: type) -> Iterator[Method]:
+    """All that `methods` finds: those by name, then those called by `super()`."""
     own, base, _ = methods(cls)
     yield from own.values()
     yield from base.values()

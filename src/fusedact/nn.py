@@ -50,6 +50,7 @@ class FusedReLUDropout(_FusedDropout):
         super().__init__(p, inplace, rng)
 
     def forward(self, input: Tensor) -> Tensor:
+        """`dropout(relu(input), p)`, in eval `relu(input)`."""
         return functional.relu_dropout(input, self.p, self.training, self.inplace, rng=self.rng)
 
 
@@ -83,6 +84,7 @@ class FusedLeakyDropout(_FusedDropout):
         self.negative_slope = check_parameter("negative_slope", negative_slope)
 
     def forward(self, input: Tensor) -> Tensor:
+        """`dropout(leaky_relu(input, negative_slope), p)`, in eval `leaky_relu(input, negative_slope)`."""
         return functional.leaky_relu_dropout(
             input, self.p, self.negative_slope, self.training, self.inplace, rng=self.rng
         )
@@ -118,4 +120,5 @@ class FusedELUDropout(_FusedDropout):
         self.alpha = check_parameter("alpha", alpha)
 
     def forward(self, input: Tensor) -> Tensor:
+        """`dropout(elu(input, alpha), p)`, in eval `elu(input, alpha)`."""
         return functional.elu_dropout(input, self.p, self.alpha, self.training, self.inplace, rng=self.rng)
