@@ -1,33 +1,82 @@
-"""Options of the benchmark suite, and a line that says what a machine leaves out."""
+"""The suite's options, its clock, its order and its length, and a line that says what is left out."""
+
+import shutil
+import time
+from collections.abc import Iterator
 
 import pytest
 import torch
 
+from benchmarks import suite
+
+DEADLINE = pytest.StashKey[float]()
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="only the smallest and the largest size")
+    group = parser.getgroup("fusedact")
+    group.addoption(
+        "--quick", action="store_true", help="only the smallest and the largest size, and the first dtype"
+    )
+    group.addoption(
+        "--minutes", type=float, default=9.0, help="rows that haven't begun by then are skipped (default: 9)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[DEADLINE] = time.monotonic() + 60 * config.getoption("--minutes")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--quick"):
-        return
-    sizes = {
-        item.callspec.params["n"]
-        for item in items
-        if hasattr(item, "callspec") and "n" in item.callspec.params
-    }
-    kept = {min(sizes, default=0), max(sizes, default=0)}
-    dropped = [
-        item for item in items if hasattr(item, "callspec") and item.callspec.params.get("n") not in kept
-    ]
-    config.hook.pytest_deselected(items=dropped)
-    items[:] = [item for item in items if item not in dropped]
+    """What the deadline may cut comes last: the sizes and dtypes of single layers."""
+    items.sort(key=lambda item: item.path.name == "test_dropout.py")
+    for item in items:
+        item.add_marker(pytest.mark.benchmark(timer=suite.synchronised_clock))
+    if config.getoption("--quick"):
+        dropped = [item for item in items if not _is_quick(item)]
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if item not in dropped]
 
 
-def pytest_report_header() -> str:
-    if torch.cuda.is_available():
-        return f"fusedact benchmarks on {torch.cuda.get_device_name()}"
+def _is_quick(item: pytest.Item) -> bool:
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
     return (
-        "fusedact benchmarks on a CPU: no GPU here, so the Triton kernels, the device copy's bandwidth, "
-        "bfloat16 and sizes above 2**20 are left out"
+        parameters.get("n", suite.SIZES[0]) in (suite.SIZES[0], suite.SIZES[-1])
+        and parameters.get("dtype", suite.DTYPES[0]) == suite.DTYPES[0]
+    )
+
+
+@pytest.fixture(autouse=True)
+def _in_time(request: pytest.FixtureRequest) -> None:
+    if time.monotonic() > request.config.stash[DEADLINE]:
+        pytest.skip(f"left out: the run's {request.config.getoption('--minutes'):g} minutes are over")
+
+
+@pytest.fixture(autouse=True)
+def _released() -> Iterator[None]:
+    yield
+    if suite.CUDA:
+        torch.cuda.empty_cache()
+
+
+@pytest.fixture
+def before() -> int:
+    """Bytes in use before the row makes anything."""
+    return suite.allocated()
+
+
+@pytest.fixture
+def compiler() -> None:
+    """For rows that `torch.compile`."""
+    if not suite.CUDA and not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("torch.compile on a CPU needs a C++ compiler")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    minutes = config.getoption("--minutes")
+    if suite.CUDA:
+        return f"fusedact benchmarks on {torch.cuda.get_device_name()}: at most about {minutes:g} minutes"
+    return (
+        f"fusedact benchmarks on a CPU, at most about {minutes:g} minutes: no GPU here, so left out are the "
+        'Triton kernels (fused is eager\'s composition), rng="fast", CUDA graphs, memory, bfloat16 and '
+        "float16, and more than 2**20 elements"
     )

@@ -38,7 +38,7 @@ import fusedact
 from fusedact.functional import ACTIVATIONS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.mnist import describe_device, versions
+from benchmarks.machine import describe_device, versions
 from benchmarks.mnist_data import DataError, Digits, load
 
 MODULES: dict[str, Callable[[float], nn.Module]] = {

@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -33,6 +32,7 @@ from tqdm import tqdm
 import fusedact
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.machine import describe_device, versions
 from benchmarks.mnist_data import DataError, Digits, load
 
 # Per activation: the fused module, and the eager modules that it stands for.
@@ -206,25 +206,6 @@ def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
     plt.close(figure)
-
-
-def describe_device(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-
-
-def versions() -> dict[str, str]:
-    found = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "fusedact": fusedact.__version__,
-    }
-    try:
-        import triton
-    except ImportError:
-        return found
-    return {**found, "triton": triton.__version__}
 
 
 def _at_least(kind: type, low: float, strict: bool = False) -> Callable[[str], Any]:

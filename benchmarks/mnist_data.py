@@ -53,6 +53,11 @@ def load(directory: Path | None = None) -> Digits:
     print(
         f"MNIST can't be downloaded ({failure}): using the sample of 12,000 of its digits in {_SAMPLE.name}/."
     )
+    return sample()
+
+
+def sample() -> Digits:
+    """12,000 digits of MNIST that lie in the repository."""
     return _read(_SAMPLE, "the embedded sample of MNIST")
 
 

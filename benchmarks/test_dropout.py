@@ -1,134 +1,179 @@
-"""Fused against eager, `torch.compile` of eager, and a copy of the same bytes.
+"""One layer: fused against eager, `torch.compile` of eager, peers, and a copy of the same bytes.
 
-`pytest benchmarks/ --benchmark-only`. On a GPU every row is timed there, synchronised, over buffers
-that together exceed the L2 cache; otherwise the same rows run on the CPU, where fused is the eager
-composition. `--quick` takes the smallest and the largest size only.
+    pytest benchmarks/ --benchmark-only [--quick] [-k EXPRESSION] [--benchmark-json FILE]
+
+On a GPU, inputs rotate over more than the L2 cache; otherwise the rows of a CPU run, where fused is the
+eager composition. Every layer is checked before it is timed (`correctness.py`).
 """
 
 import functools
-import platform
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-import fusedact
+from benchmarks import correctness
+from benchmarks.backends import LAYERS, build, installed
+from benchmarks.suite import CUDA, DEVICE, DTYPES, SIZES, SMALL, allocated, buffers, measure
 from fusedact.activations import Activation, Saved
 from fusedact.functional import ACTIVATIONS
 
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
-SIZES = [2**e for e in (13, 16, 20, 24, 26, 28)] if CUDA else [2**13, 2**16, 2**20]
-DTYPES = [torch.bfloat16, torch.float32] if CUDA else [torch.float32]
-ROTATED_BYTES = 256 * 2**20  # more than any L2
-P = 0.5
-
-
-def fused(activation: Activation) -> Callable[[Tensor], Tensor]:
-    function = getattr(fusedact.functional, f"{activation.name}_dropout")
-    return lambda x: function(x, P)
-
-
-def eager(activation: Activation) -> Callable[[Tensor], Tensor]:
-    return nn.Sequential(activation.module(), nn.Dropout(P))
-
-
-def compiled(activation: Activation) -> Callable[[Tensor], Tensor]:
-    torch._dynamo.reset()
-    return torch.compile(eager(activation))
+DIRECTIONS = ("forward", "backward", "both")
 
 
 def floor_bytes(activation: Activation, dtype: torch.dtype, n: int) -> dict[str, float]:
-    """The bytes that the fused kernels move: the floor that the copy is given too."""
+    """The bytes that the fused kernels move, per direction. Every backend's gigabytes are counted so."""
     bits = 1 / 4 if activation.saved is Saved.FLAG else 1 / 8
     forward = n * (2 * dtype.itemsize + bits)
     backward = forward + (n * dtype.itemsize if activation.saved is Saved.INPUT else 0)
     return {"forward": forward, "backward": backward, "both": forward + backward}
 
 
-def run(benchmark: Any, calls: Sequence[Callable[[], Any]], moved: float, info: dict[str, Any]) -> None:
-    """Time the calls in turn, each until its work is done."""
-    turn = iter(range(10**12))
-
-    def timed() -> None:
-        calls[next(turn) % len(calls)]()
-        if CUDA:
-            torch.cuda.synchronize()
-
-    for call in calls:  # compiles, and makes every buffer resident
-        call()
-    if CUDA:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-    rounds = max(5, min(200, int(2**30 // moved)))
-    benchmark.pedantic(timed, rounds=rounds, iterations=1, warmup_rounds=2)
-    median = benchmark.stats.stats.median
-    benchmark.extra_info.update(
-        info,
-        bytes=moved,
-        gigabytes_per_second=moved / median / 1e9,
-        peak_memory_bytes=torch.cuda.max_memory_allocated() if CUDA else None,
-        device=torch.cuda.get_device_name() if CUDA else f"{platform.machine()} CPU",
-        torch=torch.__version__,
-        fusedact=fusedact.__version__,
-    )
+def cases() -> list[Any]:
+    """Backends by activation, the CPU's without what is the same there."""
+    backends = [name for name in LAYERS if CUDA or name != "fast"]
+    return [
+        pytest.param(activation, name, id=f"{activation.name}-{name}")
+        for activation in ACTIVATIONS
+        for name in backends + (installed(activation) if CUDA else [])
+    ]
 
 
-def buffers(n: int, dtype: torch.dtype) -> list[Tensor]:
-    count = max(1, min(64, ROTATED_BYTES // (n * dtype.itemsize))) if CUDA else 1
-    return [torch.randn(n, device=DEVICE, dtype=dtype) for _ in range(count)]
+@functools.lru_cache(maxsize=1)  # the three directions follow each other
+def checked(backend: str, activation: Activation, dtype: torch.dtype, n: int) -> tuple[nn.Module, str | None]:
+    """The layer, and what is wrong with it at this size."""
+    layer = build(backend, lambda make: make(activation))
+    x, dy = torch.randn(2, n, device=DEVICE, dtype=dtype).unbind()
+    return layer, correctness.wrong(backend, activation, layer, x, dy)
 
 
-@pytest.fixture(autouse=True)
-def release_memory() -> Any:
-    yield
-    if CUDA:
-        torch.cuda.empty_cache()
+def kept_bytes(layer: nn.Module, x: Tensor) -> int | None:
+    """What forward leaves allocated for backward, beyond its input and its output."""
+    if not CUDA:
+        return None
+    before = allocated()
+    y: Tensor = layer(x)
+    return allocated() - before - y.nbytes
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def needs_memory(nbytes: int) -> None:
+    if CUDA and torch.cuda.mem_get_info()[0] < nbytes:
+        pytest.skip(f"left out: needs {nbytes / 2**30:.0f} GiB of GPU memory")
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(("activation", "backend"), cases())
 @pytest.mark.parametrize("n", SIZES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
-@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: a.name)
-@pytest.mark.parametrize("direction", ["forward", "backward", "both"])
-@pytest.mark.parametrize("backend", [fused, eager, compiled], ids=lambda b: b.__name__)
-def test_activation_dropout(
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_layer(
     benchmark: Any,
-    backend: Callable[[Activation], Callable[[Tensor], Tensor]],
+    compiler: None,
+    before: int,
+    backend: str,
     direction: str,
     activation: Activation,
     dtype: torch.dtype,
     n: int,
 ) -> None:
-    if backend is compiled and not CUDA and n != SIZES[-1]:
-        pytest.skip("torch.compile takes long to compile on a CPU: timed at the largest size only")
-    if backend is compiled and not CUDA and not (shutil.which("g++") or shutil.which("clang++")):
-        pytest.skip("torch.compile on a CPU needs a C++ compiler")
-    function = backend(activation)
+    if backend == "compiled" and not CUDA and n != SIZES[-1]:
+        pytest.skip("left out: on a CPU, torch.compile is timed at the largest size only")
+    needs_memory(16 * n * dtype.itemsize)
+    layer, wrong = checked(backend, activation, dtype, n)
     inputs = [x.requires_grad_() for x in buffers(n, dtype)]
     gradient = torch.randn_like(inputs[0])
+    kept = kept_bytes(layer, inputs[0])
 
     def call(x: Tensor) -> Callable[[], Any]:
         if direction == "forward":
-            return lambda: function(x)
+            return lambda: layer(x)
         if direction == "both":
-            return lambda: torch.autograd.grad(function(x), x, gradient)
-        y = function(x)
+            return lambda: torch.autograd.grad(layer(x), x, gradient)
+        y = layer(x)
         return lambda: torch.autograd.grad(y, x, gradient, retain_graph=True)
 
-    moved = floor_bytes(activation, dtype, n)[direction]
-    info = {"activation": activation.name, "dtype": str(dtype)[6:], "n": n, "direction": direction}
-    run(benchmark, [call(x) for x in inputs], moved, {**info, "backend": backend.__name__})
+    measure(
+        benchmark,
+        [call(x) for x in inputs],
+        before,
+        kind="layer",
+        activation=activation.name,
+        backend=backend,
+        direction=direction,
+        dtype=dtype_name(dtype),
+        n=n,
+        bytes=floor_bytes(activation, dtype, n)[direction],
+        kept_bytes=kept,
+        wrong=wrong,
+    )
+    assert wrong is None
 
 
 @pytest.mark.parametrize("n", SIZES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
-def test_copy(benchmark: Any, dtype: torch.dtype, n: int) -> None:
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_copy(benchmark: Any, before: int, dtype: torch.dtype, n: int) -> None:
     """The limit: a device copy, which reads and writes each element once."""
+    needs_memory(4 * n * dtype.itemsize)
     sources = buffers(n, dtype)
     target = torch.empty_like(sources[0])
-    info = {"backend": "copy", "dtype": str(dtype)[6:], "n": n}
-    calls = [functools.partial(target.copy_, source) for source in sources]
-    run(benchmark, calls, 2.0 * n * dtype.itemsize, info)
+    measure(
+        benchmark,
+        [functools.partial(target.copy_, source) for source in sources],
+        before,
+        kind="copy",
+        backend="copy",
+        dtype=dtype_name(dtype),
+        n=n,
+        bytes=2 * n * dtype.itemsize,
+        wrong=None,
+    )
+
+
+@pytest.mark.skipif(not CUDA, reason="left out: needs a GPU for CUDA graphs")
+@pytest.mark.parametrize("direction", ["forward", "both"])
+@pytest.mark.parametrize("backend", ["fused", "fast", "eager"])
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda activation: activation.name)
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_graph(
+    benchmark: Any, before: int, dtype: torch.dtype, activation: Activation, backend: str, direction: str
+) -> None:
+    """A replay of a captured call at 64 x 128, where launches are what costs."""
+    layer, wrong = checked(backend, activation, dtype, SMALL)
+    x = (torch.randn(SMALL, device=DEVICE, dtype=dtype).abs_() + 1).requires_grad_()
+    dy = torch.randn_like(x)
+
+    def step() -> tuple[Tensor, Tensor | None]:
+        y = layer(x)
+        return y, torch.autograd.grad(y, x, dy)[0] if direction == "both" else None
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y, dx = step()
+    graph.replay()
+    earlier = y.detach().clone()
+    graph.replay()
+    wrong = wrong or correctness.wrong_replay(x.detach(), dy, y.detach(), dx, earlier)
+    measure(
+        benchmark,
+        [graph.replay],
+        before,
+        kind="graph",
+        activation=activation.name,
+        backend=backend,
+        direction=direction,
+        dtype=dtype_name(dtype),
+        n=SMALL,
+        bytes=floor_bytes(activation, dtype, SMALL)[direction],
+        wrong=wrong,
+    )
+    assert wrong is None

@@ -1,7 +1,6 @@
 """The code in README, docs and docstrings runs; figures and drawing are those of what they were made from."""
 
 import doctest
-import json
 import re
 import runpy
 from pathlib import Path
@@ -74,16 +73,9 @@ def test_drawing_is_to_scale():
     assert drawn == expected
 
 
-def test_mnist_table_is_the_committed_results():
-    mnist = pytest.importorskip("benchmarks.mnist", reason="needs the extra `mnist`")
-    path = ROOT / "benchmarks" / "results" / "mnist-cpu" / "activation_comparison.json"
-    result = json.loads(path.read_text())
-    table = mnist.table(result["summary"], len(result["seeds"]))
-    assert f"<!-- mnist -->\n```text\n{table}\n```\n<!-- /mnist -->" in README
-    assert result["summary"] == mnist.summary(result["runs"])
+def test_blocks_are_the_committed_results():
+    pytest.importorskip("tqdm", reason="needs the extra `mnist`")
+    pytest.importorskip("triton", reason="the host's time is measured with it")
+    from benchmarks import report
 
-
-def test_host_time_table_is_the_committed_results():
-    host_time = pytest.importorskip("benchmarks.host_time", reason="needs Triton")
-    rows = json.loads((ROOT / "benchmarks" / "results" / "host-time.json").read_text())["rows"]
-    assert f"<!-- host time -->\n{host_time.table(rows)}\n<!-- /host time -->" in README
+    assert report.rewritten(README) == README

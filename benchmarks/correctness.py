@@ -1,0 +1,97 @@
+"""A case is right before it is timed: its values and gradients against eager PyTorch's, its mask's rate.
+
+Every check returns None, or what is wrong in a few words.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.backends import P, eager
+from fusedact import reference
+from fusedact.activations import Activation, Saved
+
+SEED = 1234
+ORACLE = 2**16  # elements of fast's mask that are compared with the oracle's, which takes a CPU's time
+
+
+def both(layer: nn.Module, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+    """Result and gradient from the same seed."""
+    torch.manual_seed(SEED)
+    x = x.detach().requires_grad_()
+    y = layer(x)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    return y.detach(), dx
+
+
+def wrong(backend: str, activation: Activation, layer: nn.Module, x: Tensor, dy: Tensor) -> str | None:
+    """What is wrong with one layer at one input."""
+    if backend == "eager":
+        return None
+    result = both(layer, x, dy)
+    if backend == "fused":
+        return _differs_from_eager(activation, result, x, dy)
+    return _not_a_dropout(backend, activation, layer, result, x, dy)
+
+
+def _differs_from_eager(
+    activation: Activation, result: tuple[Tensor, Tensor], x: Tensor, dy: Tensor
+) -> str | None:
+    """The same seed's mask and, but for an activation that computes exp itself, the same bits."""
+    for name, mine, theirs in zip(("value", "gradient"), result, both(eager(activation), x, dy), strict=True):
+        if activation.saved is not Saved.INPUT or not x.is_cuda:
+            same = torch.equal(mine, theirs)
+        else:
+            same = torch.equal(mine == 0, theirs == 0) and close(mine, theirs)
+        if not same:
+            return f"{name} is not eager's of the same seed"
+    return None
+
+
+def _not_a_dropout(
+    backend: str,
+    activation: Activation,
+    layer: nn.Module,
+    result: tuple[Tensor, Tensor],
+    x: Tensor,
+    dy: Tensor,
+) -> str | None:
+    """Another mask than eager's: it is what the same seed does to ones, which no activation changes."""
+    keep = both(layer, torch.ones_like(x), dy)[0] != 0
+    rate, deviation = keep.sum().item() / x.numel(), math.sqrt(P * (1 - P) / x.numel())
+    if abs(rate - (1 - P)) > 6 * deviation + 2**-16:
+        return f"{rate:.4f} of the elements are kept"
+    if backend == "fast":
+        torch.manual_seed(SEED)
+        generator = torch.cuda.default_generators[x.device.index or 0]
+        n = min(x.numel(), ORACLE)
+        expected = reference.fast_mask(n, P, generator.initial_seed(), generator.get_offset())
+        if not torch.equal(keep.flatten()[:n].cpu(), expected):
+            return "the mask is not the oracle's"
+    x = x.detach().requires_grad_()
+    y = activation.module()(x)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    factor = keep.to(x.dtype) / (1 - P)
+    for name, mine, truth in (("value", result[0], y.detach()), ("gradient", result[1], dx)):
+        if not close(mine, truth * factor):
+            return f"{name} is not the activation's, times the mask"
+    return None
+
+
+def close(mine: Tensor, theirs: Tensor) -> bool:
+    """Within four units of the dtype's last place, at 1 and above."""
+    eps = torch.finfo(mine.dtype).eps
+    return torch.allclose(mine, theirs, rtol=4 * eps, atol=4 * eps)
+
+
+def wrong_replay(x: Tensor, dy: Tensor, y: Tensor, dx: Tensor | None, earlier: Tensor) -> str | None:
+    """What is wrong with a replay at a positive `x`, which no activation changes."""
+    keep = y != 0
+    if torch.equal(keep, earlier != 0):
+        return "two replays draw one mask"
+    if not torch.equal(y, x * keep / (1 - P)):
+        return "value is not the input, times the mask"
+    if dx is not None and not torch.equal(dx, dy * keep / (1 - P)):
+        return "gradient is not the mask's"
+    return None

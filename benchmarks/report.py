@@ -1,0 +1,380 @@
+"""Raw results to tables and plots, and into the README.
+
+    python -m benchmarks.report RESULTS.json ... [--plots DIR]
+    python -m benchmarks.report --readme README.md [--check]
+
+The first prints tables of the suite's results (`pytest benchmarks/ --benchmark-json`). The second writes
+every block of the README between markers, `<!-- name -->` and `<!-- /name -->`, from the raw files in
+`benchmarks/results/`; with `--check` it only says which differ. What is not measured reads so.
+
+A row whose result was wrong, or that was timed by another clock than the suite's, has no figure: nor has
+what is compared with it.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.suite import SMALL, synchronised_clock
+
+RESULTS = Path(__file__).parent / "results"
+NOT_MEASURED = (
+    "On a GPU: not measured yet, nor confirmed that masks equal `nn.Dropout`'s there: the mapping restates\n"
+    "PyTorch's source and agrees with an emulation of its loop, thread by thread."
+)
+KEY = ("kind", "model", "activation", "dtype", "n", "direction", "backend")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One timed row.
+
+    Attributes:
+        info: what the suite recorded with it.
+        seconds: per call, the median of the rounds.
+        refused: why it has no figure, or None.
+    """
+
+    info: dict[str, Any]
+    seconds: float
+    refused: str | None
+
+    def is_a(self, **wanted: Any) -> bool:
+        return all(self.info.get(name) == value for name, value in wanted.items())
+
+
+class Run:
+    """One results file."""
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        """`content` is pytest-benchmark's JSON."""
+        self.rows = [_row(benchmark) for benchmark in content["benchmarks"]]
+        if not self.rows:
+            raise ValueError("no rows")
+        self.date = content["datetime"][:10]
+        self.device = self.rows[0].info["device"]
+        self.versions = self.rows[0].info["versions"]
+        for row in self.rows:
+            if (row.info["device"], row.info["versions"]) != (self.device, self.versions):
+                raise ValueError("rows of more than one device or version")
+
+    @property
+    def title(self) -> str:
+        """Device, versions and date."""
+        return ", ".join([self.device, *(f"{name} {v}" for name, v in self.versions.items()), self.date])
+
+    def find(self, **wanted: Any) -> Row | None:
+        """The one row that is so."""
+        return next((row for row in self.rows if row.is_a(**wanted)), None)
+
+    def beside(self, row: Row, **other: Any) -> Row | None:
+        """The row that differs in `other` alone."""
+        return self.find(**{name: row.info.get(name) for name in KEY} | other)
+
+    def values(self, name: str, **wanted: Any) -> list[Any]:
+        """Of the rows that are so, in their order, each once."""
+        return list(dict.fromkeys(row.info[name] for row in self.rows if row.is_a(**wanted)))
+
+
+def _row(benchmark: dict[str, Any]) -> Row:
+    info = benchmark["extra_info"]
+    timer = benchmark["options"]["timer"]
+    refused = None
+    if timer.rpartition(".")[2] != synchronised_clock.__name__:
+        refused = "refused: not synchronised"
+    if info["wrong"] is not None:
+        refused = "refused: wrong result"
+    return Row(info, benchmark["stats"]["median"], refused)
+
+
+def load(path: Path) -> Run:
+    """One results file.
+
+    Raises:
+        ValueError: it holds no results of this suite.
+    """
+    try:
+        return Run(json.loads(path.read_text()))
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} holds no results of benchmarks/: {type(error).__name__}: {error}") from None
+
+
+# Figures: a number, or in words why there is none -----------------------------------------------------
+
+Figure = float | str
+
+
+def figure(rows: Sequence[Row | None], compute: Callable[..., float]) -> Figure:
+    """What `compute` makes of rows, unless one is missing or refused."""
+    found = [row for row in rows if row is not None]
+    if len(found) < len(rows):
+        return "-"
+    refused = next((row.refused for row in found if row.refused), None)
+    return refused or compute(*found)
+
+
+def cell(value: Figure, text: str) -> str:
+    return value if isinstance(value, str) else text.format(value)
+
+
+def microseconds(row: Row | None) -> str:
+    return cell(figure([row], lambda mine: mine.seconds * 1e6), "{:.1f}")
+
+
+def speed_up(row: Row | None, base: Row | None) -> Figure:
+    """How many times as fast as `base`."""
+    return figure([row, base], lambda mine, other: other.seconds / mine.seconds)
+
+
+def bandwidth(row: Row) -> float:
+    """Bytes per second, of those that the fused kernels move."""
+    return float(row.info["bytes"]) / row.seconds
+
+
+def fraction(run: Run, row: Row | None) -> Figure:
+    """Of the bandwidth of a copy of as many elements of the dtype."""
+    copy = row and run.find(kind="copy", dtype=row.info["dtype"], n=row.info["n"])
+    return figure([row, copy], lambda mine, other: bandwidth(mine) / bandwidth(other))
+
+
+def kept(row: Row | None) -> Figure:
+    """Bytes per element that forward leaves for backward, beyond its input and its output."""
+    if row is None or row.info["kept_bytes"] is None:
+        return "-"
+    return figure([row], lambda mine: mine.info["kept_bytes"] / mine.info["n"])
+
+
+# Tables ------------------------------------------------------------------------------------------------
+
+
+def markdown(head: Sequence[str], left: int, rows: Iterable[Sequence[str]]) -> str:
+    """The first `left` columns to the left, figures to the right, but for those that have none."""
+    rows = list(rows)
+    columns = [i for i in range(len(head)) if i < left or any(row[i] != "-" for row in rows)]
+    head, *rows = ([row[i] for i in columns] for row in (head, *rows))
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * left}{'---:|' * (len(head) - left)}"]
+    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
+
+
+def layers(run: Run, n: int) -> str:
+    """All figures of fused layers at one size."""
+    others = [name for name in run.values("backend", kind="layer") if name not in ("fused", "fast")]
+    head = ["activation", "dtype", "direction", "fused, us", "GB/s", "of the copy"]
+    head += [f"over {name}" for name in others]
+    head += ["fast, us", "fast, of the copy", "kept, B", "kept by eager, B"]
+    rows = []
+    for row in run.rows:
+        if row.is_a(kind="layer", backend="fused", n=n):
+            fast, eager = (run.beside(row, backend=name) for name in ("fast", "eager"))
+            rows.append(
+                [
+                    *(row.info[name] for name in ("activation", "dtype", "direction")),
+                    microseconds(row),
+                    cell(figure([row], lambda mine: bandwidth(mine) / 1e9), "{:.1f}"),
+                    cell(fraction(run, row), "{:.0%}"),
+                    *(cell(speed_up(row, run.beside(row, backend=name)), "{:.2f}") for name in others),
+                    microseconds(fast),
+                    cell(fraction(run, fast), "{:.0%}"),
+                    cell(kept(row), "{:.3f}"),
+                    cell(kept(eager), "{:.3f}"),
+                ]
+            )
+    return markdown(head, 3, rows)
+
+
+def sizes(run: Run) -> str:
+    """Fused over eager, forward and backward together, at every size: where it pays."""
+    found = sorted(run.values("n", kind="layer"))
+    rows = []
+    for dtype in run.values("dtype", kind="layer"):
+        for activation in run.values("activation", kind="layer"):
+            cells = []
+            for n in found:
+                case = {"activation": activation, "dtype": dtype, "n": n, "direction": "both"}
+                fused, eager = (run.find(kind="layer", backend=name, **case) for name in ("fused", "eager"))
+                cells.append(cell(speed_up(fused, eager), "{:.2f}"))
+            rows.append([activation, dtype, *cells])
+    return markdown(["activation", "dtype", *(f"{n:,}" for n in found)], 2, rows)
+
+
+def graphs(run: Run) -> str:
+    """Replays of one captured call."""
+    rows = []
+    for row in run.rows:
+        if row.is_a(kind="graph", backend="fused"):
+            fast, eager = (run.beside(row, backend=name) for name in ("fast", "eager"))
+            names = [row.info[name] for name in ("activation", "dtype", "direction")]
+            times = map(microseconds, (row, fast, eager))
+            rows.append([*names, *times, cell(speed_up(row, eager), "{:.2f}")])
+    head = ["activation", "dtype", "direction", "fused, us", "fast, us", "eager, us", "over eager"]
+    return markdown(head, 3, rows)
+
+
+def steps(run: Run) -> str:
+    """Training steps, and epochs of MNIST."""
+    rows = []
+    for row in run.rows:
+        if row.info["kind"] in ("step", "mnist"):
+            peak = row.info["peak_memory_bytes"]
+            rows.append(
+                [
+                    row.info.get("model", "MNIST, an epoch"),
+                    *(row.info[name] for name in ("activation", "dtype", "backend")),
+                    cell(figure([row], lambda mine: mine.seconds * 1e3), "{:.2f}"),
+                    cell(speed_up(row, run.beside(row, backend="eager")), "{:.2f}"),
+                    cell("-" if peak is None else peak / 2**20, "{:.0f}"),
+                ]
+            )
+    return markdown(["model", "activation", "dtype", "backend", "ms", "over eager", "peak, MiB"], 4, rows)
+
+
+def text(run: Run) -> str:
+    """The run's tables, each below a line that says what it holds."""
+    parts = [run.title]
+    found = sorted(run.values("n", kind="layer"))
+    for n in dict.fromkeys(found[-1:] + found[:1]):
+        parts += [f"Layers of {n:,} elements:", layers(run, n)]
+    if found:
+        parts += [
+            "GB/s count the bytes that the fused kernels move. Kept: bytes per element for backward, beyond "
+            "input and output.",
+            "How many times as fast as eager, forward and backward together, by the number of elements:",
+            sizes(run),
+        ]
+    if run.find(kind="graph"):
+        parts += [f"A replayed CUDA graph of {SMALL:,} elements:", graphs(run)]
+    if run.find(kind="step") or run.find(kind="mnist"):
+        parts += ["Training steps, the optimiser's included:", steps(run)]
+    return "\n\n".join(parts)
+
+
+# Plots -------------------------------------------------------------------------------------------------
+
+
+def plot(run: Run, path: Path) -> None:
+    """Over size, forward and backward together, a row of panels per dtype. What is refused is left out."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    panels: dict[str, Callable[[Row], Figure]] = {
+        "fraction of the copy's bandwidth": lambda row: fraction(run, row),
+        "times as fast as eager": lambda row: speed_up(row, run.beside(row, backend="eager")),
+        "times as fast as torch.compile": lambda row: speed_up(row, run.beside(row, backend="compiled")),
+        "bytes per element kept for backward": kept,
+    }
+    dtypes = run.values("dtype", kind="layer")
+    size = (5 * len(panels), 4 * len(dtypes))
+    canvas, grid = plt.subplots(len(dtypes), len(panels), figsize=size, layout="constrained", squeeze=False)
+    for dtype, axes in zip(dtypes, grid, strict=True):
+        for axis, (label, compute) in zip(axes, panels.items(), strict=True):
+            for style, backend in (("o-", "fused"), ("s--", "fast"), ("x:", "eager")):
+                for color, activation in enumerate(run.values("activation", kind="layer")):
+                    case = {"kind": "layer", "direction": "both", "dtype": dtype, "activation": activation}
+                    values = {
+                        row.info["n"]: compute(row) for row in run.rows if row.is_a(backend=backend, **case)
+                    }
+                    points = sorted((n, value) for n, value in values.items() if isinstance(value, float))
+                    if points:
+                        name = f"{activation}, {backend}"
+                        axis.plot(*zip(*points, strict=True), style, color=f"C{color}", label=name)
+            axis.set(title=dtype, xlabel="elements", ylabel=label, xscale="log")
+            axis.set_ylim(bottom=0)
+            axis.grid(alpha=0.3)
+            if axis.lines:
+                axis.legend(fontsize="small")
+    canvas.suptitle(run.title)
+    canvas.savefig(path, dpi=100)
+    plt.close(canvas)
+
+
+# The README's blocks -----------------------------------------------------------------------------------
+
+
+def _machine_code(results: Path) -> str:
+    from benchmarks import machine_code
+
+    content = json.loads((results / "machine-code" / "triton-3.9.json").read_text())
+    return machine_code.summary([machine_code.Row(**row) for row in content], "sm_90")
+
+
+def _host_time(results: Path) -> str:
+    from benchmarks import host_time
+
+    return host_time.table(json.loads((results / "host-time.json").read_text())["rows"])
+
+
+def _mnist(results: Path) -> str:
+    from benchmarks import mnist
+
+    result = json.loads((results / "mnist-cpu" / "activation_comparison.json").read_text())
+    return f"```text\n{mnist.table(mnist.summary(result['runs']), len(result['seeds']))}\n```"
+
+
+def _gpu(results: Path) -> str:
+    runs = [load(path) for path in sorted((results / "gpu").glob("*.json"))]
+    return "\n\n".join(map(text, runs)) or NOT_MEASURED
+
+
+BLOCKS: dict[str, Callable[[Path], str]] = {
+    "gpu": _gpu,
+    "host time": _host_time,
+    "machine code": _machine_code,
+    "mnist": _mnist,
+}
+
+
+def rewritten(page: str, results: Path = RESULTS) -> str:
+    """The page with every block anew.
+
+    Raises:
+        ValueError: a block is missing, stands twice, or has no such name.
+    """
+    found = re.findall(r"^<!-- (\w[^>]*) -->$", page, re.MULTILINE)
+    if sorted(found) != sorted(BLOCKS):
+        raise ValueError(f"blocks have to be {', '.join(sorted(BLOCKS))}, but got {', '.join(sorted(found))}")
+    for name, make in BLOCKS.items():
+        block = f"<!-- {name} -->\n{make(results)}\n<!-- /{name} -->"
+        pattern = f"<!-- {name} -->\n.*?<!-- /{name} -->"
+        if len(ends := re.findall(pattern, page, re.DOTALL)) != 1:
+            raise ValueError(f"block {name} has no end: <!-- /{name} -->")
+        page = page.replace(ends[0], block)
+    return page
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.split("\n")[0])
+    parser.add_argument("results", nargs="*", type=Path, metavar="RESULTS.json", help="of the suite")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw each results file there")
+    parser.add_argument(
+        "--readme", type=Path, metavar="FILE", help="write its blocks from benchmarks/results/"
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a block differs")
+    options = parser.parse_args(arguments)
+    if not options.results and not options.readme:
+        parser.error("nothing to report: give RESULTS.json or --readme")
+    try:
+        for path in options.results:
+            run = load(path)
+            print(text(run))
+            if options.plots:
+                options.plots.mkdir(parents=True, exist_ok=True)
+                plot(run, options.plots / f"{path.stem}.png")
+        if options.readme:
+            old = options.readme.read_text()
+            new = rewritten(old)
+            if options.check and new != old:
+                raise ValueError(f"{options.readme} differs from the results: run this without --check")
+            if new != old:
+                options.readme.write_text(new)
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"{parser.prog}: error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Training steps: an MLP, a transformer's feed-forward block, and an epoch of the MNIST comparison.
+
+Time and peak memory of forward, backward and optimiser together, on a GPU in bfloat16.
+"""
+
+import argparse
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from benchmarks import correctness, mnist, mnist_data
+from benchmarks.backends import LAYERS, build
+from benchmarks.suite import CUDA, DEVICE, DTYPES, measure
+from benchmarks.test_dropout import dtype_name
+from fusedact.activations import Activation
+from fusedact.functional import ACTIVATIONS
+
+Layer = Callable[[Activation], nn.Module]
+ROWS, WIDTH = (8192, 4096) if CUDA else (128, 256)
+BACKENDS = [name for name in LAYERS if CUDA or name != "fast"]
+activations = pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda activation: activation.name)
+
+
+class FeedForward(nn.Module):
+    """Of a transformer: x + W2 dropout(act(W1 norm(x))), four times as wide inside."""
+
+    def __init__(self, layer: nn.Module, width: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 4 * width), layer, nn.Linear(4 * width, width)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.block(x)  # type: ignore[no-any-return]
+
+
+def mlp(layer: Layer, activation: Activation) -> nn.Module:
+    """Three hidden layers."""
+    hidden = [part for _ in range(3) for part in (nn.Linear(WIDTH, WIDTH), layer(activation))]
+    return nn.Sequential(*hidden, nn.Linear(WIDTH, WIDTH))
+
+
+def feed_forward(layer: Layer, activation: Activation) -> nn.Module:
+    return FeedForward(layer(activation), WIDTH // 4)
+
+
+def model(make: Callable[[Layer, Activation], nn.Module], backend: str, activation: Activation) -> nn.Module:
+    """The same parameters for every backend."""
+    torch.manual_seed(0)
+    return build(backend, lambda layer: make(layer, activation).to(DEVICE, DTYPES[0]))
+
+
+def losses(net: nn.Module, x: Tensor) -> list[Tensor]:
+    """In eval mode; in training from a fixed seed, and the first parameter's gradient."""
+    found = [net.eval()(x).float().square().mean().detach()]
+    torch.manual_seed(correctness.SEED)
+    loss = net.train()(x).float().square().mean()
+    gradient = torch.autograd.grad(loss, next(net.parameters()))[0]
+    return [*found, loss.detach(), gradient]
+
+
+def wrong_step(backend: str, net: nn.Module, reference: nn.Module, x: Tensor) -> str | None:
+    """Against eager's step: the same masks give the same figures; other masks, about the same loss."""
+    mine, theirs = losses(net, x), losses(reference, x)
+    tight = 32 * torch.finfo(x.dtype).eps
+    if not torch.allclose(mine[0], theirs[0], rtol=tight):
+        return "the loss in eval mode is not eager's"
+    if backend in ("fused", "eager"):
+        scale = theirs[2].abs().max()
+        if (
+            not torch.allclose(mine[1], theirs[1], rtol=tight)
+            or (mine[2] - theirs[2]).abs().max() > tight * scale
+        ):
+            return "a step is not eager's of the same seed"
+    elif not torch.allclose(mine[1], theirs[1], rtol=0.1):
+        return "the loss is not near eager's"
+    return None
+
+
+@activations
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("make", [mlp, feed_forward], ids=lambda make: make.__name__)
+def test_step(
+    benchmark: Any,
+    compiler: None,
+    before: int,
+    make: Callable[[Layer, Activation], nn.Module],
+    backend: str,
+    activation: Activation,
+) -> None:
+    net = model(make, backend, activation)
+    x = torch.randn(ROWS, WIDTH if make is mlp else WIDTH // 4, device=DEVICE, dtype=DTYPES[0])
+    wrong = wrong_step(backend, net, model(make, "eager", activation), x)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        optimiser.zero_grad()
+        net(x).float().square().mean().backward()
+        optimiser.step()
+
+    measure(
+        benchmark,
+        [step],
+        before,
+        kind="step",
+        model=make.__name__,
+        activation=activation.name,
+        backend=backend,
+        dtype=dtype_name(DTYPES[0]),
+        n=x.numel(),
+        wrong=wrong,
+    )
+    assert wrong is None
+
+
+@functools.cache
+def digits() -> mnist_data.Digits:
+    """The embedded sample's; on a CPU only 2,000 to train with."""
+    found = mnist_data.sample().to(DEVICE)
+    few = None if CUDA else 2000
+    return replace(found, train_images=found.train_images[:few], train_labels=found.train_labels[:few])
+
+
+def epoch(name: str, backend: str) -> dict[str, Any]:
+    """Of the MNIST comparison: 784-128-10, batches of 64; the figures at its end."""
+    options = argparse.Namespace(backend=backend, hidden=128, p=0.5, lr=1e-3, epochs=1, batch_size=64)
+    with tqdm(disable=True) as silent:
+        found: dict[str, Any] = mnist.train(name, 0, digits(), options, silent)["epochs"][-1]
+    return found
+
+
+expected = functools.cache(functools.partial(epoch, backend="eager"))
+
+
+@pytest.mark.parametrize("backend", ["fused", "eager"])
+@pytest.mark.parametrize("name", mnist.NETS)
+def test_mnist_epoch(benchmark: Any, before: int, name: str, backend: str) -> None:
+    """End to end."""
+    mine, theirs = epoch(name, backend), expected(name)
+    near = abs(mine["loss"] - theirs["loss"]) < 1e-3 and abs(mine["accuracy"] - theirs["accuracy"]) < 1
+    wrong = None if near else "loss or accuracy is not eager's of the same seed"
+    measure(
+        benchmark,
+        [functools.partial(epoch, name, backend)],
+        before,
+        kind="mnist",
+        activation=name,
+        backend=backend,
+        dtype="float32",
+        wrong=wrong,
+    )
+    assert wrong is None
