@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What the deadline may cut comes last: the sizes and dtypes of single layers."""
-    items.sort(key=lambda item: item.path.name == "test_dropout.py")
+    items.sort(key=lambda item: item.name.startswith("test_layer["))
     for item in items:
         item.add_marker(pytest.mark.benchmark(timer=suite.synchronised_clock))
     if config.getoption("--quick"):
@@ -38,11 +39,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_quick(item: pytest.Item) -> bool:
-    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    parameters = _parameters(item)
     return (
         parameters.get("n", suite.SIZES[0]) in (suite.SIZES[0], suite.SIZES[-1])
         and parameters.get("dtype", suite.DTYPES[0]) == suite.DTYPES[0]
     )
+
+
+def _parameters(item: pytest.Item) -> dict[str, Any]:
+    return item.callspec.params if hasattr(item, "callspec") else {}
 
 
 @pytest.fixture(autouse=True)
@@ -64,11 +69,11 @@ def before() -> int:
     return suite.allocated()
 
 
-@pytest.fixture
-def compiler() -> None:
-    """For rows that `torch.compile`."""
-    if not suite.CUDA and not (shutil.which("g++") or shutil.which("clang++")):
-        pytest.skip("torch.compile on a CPU needs a C++ compiler")
+@pytest.fixture(autouse=True)
+def _compiler(request: pytest.FixtureRequest) -> None:
+    compiled = _parameters(request.node).get("backend") == "compiled"
+    if compiled and not suite.CUDA and not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("left out: torch.compile on a CPU needs a C++ compiler")
 
 
 def pytest_report_header(config: pytest.Config) -> str:

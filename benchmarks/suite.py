@@ -15,10 +15,10 @@ CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 SMALL = 64 * 128
 SIZES = [SMALL, 2**16, 2**20, 2**24, 2**26, 2**28] if CUDA else [SMALL, 2**16, 2**20]
-DTYPES = [torch.bfloat16, torch.float16, torch.float32] if CUDA else [torch.float32]
+DTYPES = [torch.bfloat16, torch.float32, torch.float16] if CUDA else [torch.float32]
 
 ROUND_SECONDS = 1e-3  # at least, so that waiting for the device at a round's end weighs little
-ROW_SECONDS = 0.15  # about, unless the fewest rounds take longer
+ROW_SECONDS = 0.1  # about, unless the fewest rounds take longer
 ROUNDS = (3, 50)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import correctness
-from benchmarks.backends import LAYERS, build, installed
+from benchmarks.backends import LAYERS, PEERS, build, installed
 from benchmarks.suite import CUDA, DEVICE, DTYPES, SIZES, SMALL, allocated, buffers, measure
 from fusedact.activations import Activation, Saved
 from fusedact.functional import ACTIVATIONS
@@ -43,10 +43,15 @@ def cases() -> list[Any]:
 
 @functools.lru_cache(maxsize=1)  # the three directions follow each other
 def checked(backend: str, activation: Activation, dtype: torch.dtype, n: int) -> tuple[nn.Module, str | None]:
-    """The layer, and what is wrong with it at this size."""
-    layer = build(backend, lambda make: make(activation))
+    """The layer, and what is wrong with it at this size. A peer may fail to run with this PyTorch."""
     x, dy = torch.randn(2, n, device=DEVICE, dtype=dtype).unbind()
-    return layer, correctness.wrong(backend, activation, layer, x, dy)
+    try:
+        layer = build(backend, lambda make: make(activation))
+        return layer, correctness.wrong(backend, activation, layer, x, dy)
+    except Exception as error:
+        if backend in PEERS:
+            pytest.skip(f"left out: {backend} fails: {type(error).__name__}: {error}")
+        raise
 
 
 def kept_bytes(layer: nn.Module, x: Tensor) -> int | None:
@@ -73,7 +78,6 @@ def needs_memory(nbytes: int) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_layer(
     benchmark: Any,
-    compiler: None,
     before: int,
     backend: str,
     direction: str,

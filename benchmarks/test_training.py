@@ -56,30 +56,22 @@ def model(make: Callable[[Layer, Activation], nn.Module], backend: str, activati
     return build(backend, lambda layer: make(layer, activation).to(DEVICE, DTYPES[0]))
 
 
-def losses(net: nn.Module, x: Tensor) -> list[Tensor]:
-    """In eval mode; in training from a fixed seed, and the first parameter's gradient."""
-    found = [net.eval()(x).float().square().mean().detach()]
+def seeded(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss from a fixed seed, and the first parameter's gradient."""
     torch.manual_seed(correctness.SEED)
-    loss = net.train()(x).float().square().mean()
-    gradient = torch.autograd.grad(loss, next(net.parameters()))[0]
-    return [*found, loss.detach(), gradient]
+    loss = net(x).float().square().mean()
+    return loss.detach(), torch.autograd.grad(loss, next(net.parameters()))[0]
 
 
-def wrong_step(backend: str, net: nn.Module, reference: nn.Module, x: Tensor) -> str | None:
-    """Against eager's step: the same masks give the same figures; other masks, about the same loss."""
-    mine, theirs = losses(net, x), losses(reference, x)
-    tight = 32 * torch.finfo(x.dtype).eps
-    if not torch.allclose(mine[0], theirs[0], rtol=tight):
-        return "the loss in eval mode is not eager's"
-    if backend in ("fused", "eager"):
-        scale = theirs[2].abs().max()
-        if (
-            not torch.allclose(mine[1], theirs[1], rtol=tight)
-            or (mine[2] - theirs[2]).abs().max() > tight * scale
-        ):
-            return "a step is not eager's of the same seed"
-    elif not torch.allclose(mine[1], theirs[1], rtol=0.1):
-        return "the loss is not near eager's"
+def wrong_step(backend: str, net: nn.Module, eager: nn.Module, x: Tensor) -> str | None:
+    """Against eager's: the same masks give the same figures, other masks nearly the same loss."""
+    (loss, gradient), (its_loss, its_gradient) = seeded(net, x), seeded(eager, x)
+    tight = max(4 * torch.finfo(x.dtype).eps, 1e-4)
+    same = backend in ("fused", "eager")
+    if not torch.allclose(loss, its_loss, rtol=tight if same else 0.05):
+        return "the loss is not eager's"
+    if same and (gradient - its_gradient).abs().max() > tight * its_gradient.abs().max():
+        return "the gradient is not eager's of the same seed"
     return None
 
 
@@ -88,7 +80,6 @@ def wrong_step(backend: str, net: nn.Module, reference: nn.Module, x: Tensor) ->
 @pytest.mark.parametrize("make", [mlp, feed_forward], ids=lambda make: make.__name__)
 def test_step(
     benchmark: Any,
-    compiler: None,
     before: int,
     make: Callable[[Layer, Activation], nn.Module],
     backend: str,
@@ -143,7 +134,7 @@ expected = functools.cache(functools.partial(epoch, backend="eager"))
 def test_mnist_epoch(benchmark: Any, before: int, name: str, backend: str) -> None:
     """End to end."""
     mine, theirs = epoch(name, backend), expected(name)
-    near = abs(mine["loss"] - theirs["loss"]) < 1e-3 and abs(mine["accuracy"] - theirs["accuracy"]) < 1
+    near = abs(mine["loss"] - theirs["loss"]) < 5e-3 and abs(mine["accuracy"] - theirs["accuracy"]) < 1
     wrong = None if near else "loss or accuracy is not eager's of the same seed"
     measure(
         benchmark,

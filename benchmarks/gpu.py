@@ -1,0 +1,222 @@
+"""Everything that only a GPU can say, in one command of about ten minutes.
+
+    PYTHONPATH=src python -m benchmarks.gpu [--out DIR] [--dry-run]
+
+First masks and values against `nn.Dropout`'s, bit for bit; then the tests, the benchmark suite, MNIST and the
+report. It needs no network. A step that passed is recorded and not repeated, so an interrupted run goes on
+where it stopped; what failed runs again, and so does a step whose record or files are damaged, or whose
+code, versions or device have changed.
+"""
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.machine import describe_device, versions
+
+ROOT = Path(__file__).resolve().parents[1]
+NEEDED = ("pytest", "pytest_benchmark", "matplotlib", "scipy", "tqdm", "triton")
+# Tests that need no GPU, or, the first, run before the others.
+ELSEWHERE = (
+    *("cuda", "dead_neurons", "distributed", "fuse", "gpu", "import"),
+    *("machine_code", "mnist", "readme", "reference", "report", "suite"),
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command, run in the repository's root.
+
+    Attributes:
+        seconds: after which it is stopped.
+        reads, writes: files in the folder of the results. What it reads is part of what its record is for;
+            without what it writes it has failed.
+    """
+
+    name: str
+    command: list[str]
+    seconds: float
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+
+
+def steps(out: Path) -> list[Step]:
+    """In the order in which they run."""
+    python = sys.executable
+    pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    parallel = ["-n", "4"] if importlib.util.find_spec("xdist") else []
+    ignored = [f"--ignore-glob=*/test_{name}*" for name in ELSEWHERE]
+    mnist = [python, "benchmarks/mnist.py", "--device", "cuda", "--seeds", "0", "1", "2"]
+    suite = [*pytest, "benchmarks", "--benchmark-only", "--minutes", "5"]
+    comparison = "activation_comparison.json"
+    return [
+        Step("masks", [*pytest, "tests/test_cuda.py"], 180),
+        Step("tests", [*pytest, *parallel, "tests", *ignored], 300),
+        Step("suite", [*suite, "--benchmark-json", str(out / "suite.json")], 420, (), ("suite.json",)),
+        *(
+            Step(
+                f"mnist-{backend}",
+                [*mnist, "--backend", backend, "--out", str(out / f"mnist-{backend}")],
+                120,
+                writes=(f"mnist-{backend}/{comparison}",),
+            )
+            for backend in ("fused", "eager")
+        ),
+        Step(
+            "report",
+            [python, "-m", "benchmarks.report", str(out / "suite.json"), "--plots", str(out)],
+            60,
+            ("suite.json",),
+            ("suite.png",),
+        ),
+    ]
+
+
+def digest(*paths: Path) -> str:
+    """Of the files' contents; a missing file counts as such."""
+    found = hashlib.sha256()
+    for path in paths:
+        found.update(path.read_bytes() if path.exists() else b"missing")
+        found.update(b"\0")
+    return found.hexdigest()
+
+
+def code() -> str:
+    """A digest of everything that a step's result depends on in this tree."""
+    files = sorted(
+        path for folder in ("src", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+    )
+    return digest(*files)
+
+
+def settings(step: Step, out: Path, machine: dict[str, Any]) -> dict[str, Any]:
+    """What a step's record is for."""
+    return {"command": step.command, "reads": digest(*(out / name for name in step.reads)), **machine}
+
+
+def is_done(step: Step, out: Path, machine: dict[str, Any]) -> bool:
+    """Whether it is recorded as done; says so of a record that is damaged."""
+    path = out / f"{step.name}.done.json"
+    try:
+        record = json.loads(path.read_text())
+        same, written = record["settings"] == settings(step, out, machine), record["writes"]
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError, TypeError) as error:
+        print(f"{step.name}: {path} is damaged ({type(error).__name__}: {error}): runs again")
+        return False
+    if not same:
+        print(f"{step.name}: {path} is of other code, versions, device or input: runs again")
+        return False
+    if written != digest(*(out / name for name in step.writes)):
+        print(f"{step.name}: {', '.join(step.writes)} changed since it was written: runs again")
+        return False
+    return True
+
+
+def perform(step: Step, out: Path, machine: dict[str, Any]) -> str | None:
+    """Run it, its output into a log; why it failed, or None, which is recorded."""
+    record, log = out / f"{step.name}.done.json", out / f"{step.name}.log"
+    for path in (record, *(out / name for name in step.writes)):
+        path.unlink(missing_ok=True)
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(ROOT / "src"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+    try:
+        with log.open("w") as file:
+            code = subprocess.run(
+                step.command,
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                timeout=step.seconds,
+            ).returncode
+    except subprocess.TimeoutExpired:
+        return f"stopped after {step.seconds:g} s"
+    if code:
+        return f"exit code {code}"
+    for name in step.writes:
+        if not (out / name).exists():
+            return f"it wrote no {name}"
+    content = {
+        "settings": settings(step, out, machine),
+        "writes": digest(*(out / name for name in step.writes)),
+    }
+    new = record.with_suffix(".new")
+    new.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(new, record)  # whole or not at all
+    return None
+
+
+def run(plan: Sequence[Step], out: Path, machine: dict[str, Any]) -> list[str]:
+    """All steps, whichever fail; the names of those that did."""
+    out.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for step in plan:
+        if is_done(step, out, machine):
+            print(f"{step.name}: done before")
+            continue
+        print(f"{step.name}: at most {step.seconds:g} s ...", flush=True)
+        start = time.monotonic()
+        why = perform(step, out, machine)
+        took = f"{time.monotonic() - start:.0f} s"
+        log = out / f"{step.name}.log"
+        lines = log.read_text(errors="replace").splitlines()
+        if why is None:
+            print(f"{step.name}: done in {took}. {lines[-1] if lines else ''}", flush=True)
+        else:
+            failed.append(step.name)
+            print("\n".join(f"  {line}" for line in lines[-20:]))
+            print(f"{step.name}: FAILED after {took}: {why}. All of it: {log}", flush=True)
+    return failed
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "results" / "gpu", metavar="DIR", help="default: results/gpu"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="list the steps, run none")
+    options = parser.parse_args(arguments)
+    out = options.out.resolve()
+    plan = steps(out)
+    if options.dry_run:
+        for step in plan:
+            print(f"{step.name} (at most {step.seconds:g} s): {' '.join(step.command)}")
+        return
+    if not torch.cuda.is_available():
+        parser.exit(
+            2, f"{parser.prog}: torch {torch.__version__} finds no GPU here; --dry-run lists the steps\n"
+        )
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        parser.exit(2, f"{parser.prog}: needs {', '.join(missing)}: pip install -e '.[test]'\n")
+    device = describe_device(torch.device("cuda"))
+    failed = run(plan, out, {"device": device, "versions": versions(), "code": code()})
+    name = re.sub(r"\W+", "-", device.lower()).strip("-")
+    print(f"\nRaw results: {out / 'suite.json'}; logs, tables (report.log) and plots beside it.")
+    print(
+        "To commit them:\n"
+        f"  mkdir -p benchmarks/results/gpu && cp {out / 'suite.json'} benchmarks/results/gpu/{name}.json\n"
+        "  PYTHONPATH=src python -m benchmarks.report --readme README.md"
+    )
+    if failed:
+        parser.exit(1, f"{parser.prog}: failed: {', '.join(failed)}. Run it again to repeat these alone.\n")
+
+
+if __name__ == "__main__":
+    main()
