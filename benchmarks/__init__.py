@@ -1,1 +1,1 @@
-"""Measurements: the pytest-benchmark suite and the MNIST comparison."""
+"""Measurements: the suite, MNIST, dead units, machine code, host time; and the report on them."""

@@ -43,6 +43,7 @@ class Step:
         seconds: after which it is stopped.
         reads, writes: files in the folder of the results. What it reads is part of what its record is for;
             without what it writes it has failed.
+        says: what its output has to have: tests that all skip without a word of failure have shown nothing.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Step:
     seconds: float
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
+    says: str = ""
 
 
 def steps(out: Path) -> list[Step]:
@@ -62,8 +64,8 @@ def steps(out: Path) -> list[Step]:
     suite = [*pytest, "benchmarks", "--benchmark-only", "--minutes", "5"]
     comparison = "activation_comparison.json"
     return [
-        Step("masks", [*pytest, "tests/test_cuda.py"], 180),
-        Step("tests", [*pytest, *parallel, "tests", *ignored], 300),
+        Step("masks", [*pytest, "tests/test_cuda.py"], 180, says=" passed"),
+        Step("tests", [*pytest, *parallel, "tests", *ignored], 300, says=" passed"),
         Step("suite", [*suite, "--benchmark-json", str(out / "suite.json")], 420, (), ("suite.json",)),
         *(
             Step(
@@ -153,6 +155,8 @@ def perform(step: Step, out: Path, machine: dict[str, Any]) -> str | None:
     for name in step.writes:
         if not (out / name).exists():
             return f"it wrote no {name}"
+    if step.says not in log.read_text(errors="replace"):
+        return f"its output has no {step.says!r}"
     content = {
         "settings": settings(step, out, machine),
         "writes": digest(*(out / name for name in step.writes)),
@@ -209,10 +213,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     failed = run(plan, out, {"device": device, "versions": versions(), "code": code()})
     name = re.sub(r"\W+", "-", device.lower()).strip("-")
     print(f"\nRaw results: {out / 'suite.json'}; logs, tables (report.log) and plots beside it.")
+    folder = "benchmarks/results/gpu"
+    raw = f"{folder}/{name}.json"
     print(
-        "To commit them:\n"
-        f"  mkdir -p benchmarks/results/gpu && cp {out / 'suite.json'} benchmarks/results/gpu/{name}.json\n"
-        "  PYTHONPATH=src python -m benchmarks.report --readme README.md"
+        f"To commit them, with README.md and {folder}:\n"
+        f"  mkdir -p {folder} && cp {out / 'suite.json'} {raw}\n"
+        f"  PYTHONPATH=src python -m benchmarks.report {raw} --plots {folder} --readme README.md"
     )
     if failed:
         parser.exit(1, f"{parser.prog}: failed: {', '.join(failed)}. Run it again to repeat these alone.\n")

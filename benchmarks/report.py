@@ -317,8 +317,13 @@ def _mnist(results: Path) -> str:
 
 
 def _gpu(results: Path) -> str:
-    runs = [load(path) for path in sorted((results / "gpu").glob("*.json"))]
-    return "\n\n".join(map(text, runs)) or NOT_MEASURED
+    parts = []
+    for path in sorted((results / "gpu").glob("*.json")):
+        run = load(path)
+        parts.append(text(run))
+        if path.with_suffix(".png").exists():
+            parts.append(f"![Layers on {run.device}, over size](benchmarks/results/gpu/{path.stem}.png)")
+    return "\n\n".join(parts) or NOT_MEASURED
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {

@@ -101,6 +101,7 @@ def test_another_machine_or_code_runs_all_again(plan, tmp_path, capsys, name):
     [
         ("print('said before'); raise SystemExit(3)", {}, "exit code 3"),
         ("print('said before')", {"writes": ("missing",)}, "it wrote no missing"),
+        ("print('said before')", {"says": "3 passed"}, "its output has no '3 passed'"),
         (
             "print('said before', flush=True); import time; time.sleep(60)",
             {"seconds": 2},

@@ -159,6 +159,9 @@ def test_a_committed_run_takes_the_place_of_not_measured(blocks, tmp_path):
     assert "not measured" not in new
     assert "Made-up GPU" in new
     assert "2.50" in new
+    assert ".png" not in new
+    (tmp_path / "gpu" / "made-up.png").touch()
+    assert "(benchmarks/results/gpu/made-up.png)" in report.rewritten(PAGE, tmp_path)
 
 
 @pytest.mark.parametrize(

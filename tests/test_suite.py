@@ -29,7 +29,10 @@ def run(tmp_path_factory):
         command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", "-p", "no:cacheprovider"]
         command += ["-p", "planted", "--quick", "--benchmark-json", str(path), *arguments]
         environment = {
-            name: v for name, v in os.environ.items() if name not in ("TRITON_INTERPRET", "PYTEST_ADDOPTS")
+            name: value
+            for name, value in os.environ.items()
+            if name != "TRITON_INTERPRET"
+            and not name.startswith("PYTEST_")  # a worker of xdist times nothing
         }
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(folder)])
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
