@@ -156,6 +156,18 @@ def test_in_place(activation, path):
     assert 0.3 < (y != 0).double().mean() < 0.7
 
 
+@activations
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_gradients_in_place(activation, backend, path):
+    x = torch.randn(1000, device=path)
+
+    def step(inplace):
+        module = fused_module(activation, inplace=inplace)
+        return train(torch.compile(lambda x: module(x * 1.0), fullgraph=True, backend=backend), x)
+
+    assert all(map(torch.equal, step(True), step(False)))
+
+
 @torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
 def test_a_size_that_depends_on_data(path):
     compiled = torch.compile(lambda x: fused_module(ACTIVATIONS[0])(x[x > 0]), fullgraph=True)
