@@ -456,6 +456,15 @@ def test_the_original_objects_come_back():
     assert "fused_elu_dropout" not in dict(net.named_modules())
 
 
+def test_parameters_and_their_device_stay():
+    net = Lenient().to("meta")
+    parameters = dict(net.named_parameters())
+    fuse(net, inplace=True)
+    assert all(net.get_parameter(name) is parameter for name, parameter in parameters.items())
+    assert len(fuse(net).fusion_report.fused) == 3
+    assert {parameter.device.type for parameter in fuse(net).parameters()} == {"meta"}
+
+
 def test_fused_twice():
     net = Lenient()
     once = fuse(net)
@@ -1218,12 +1227,11 @@ def test_transformer_layer_with_gelu():
 
 
 def compiled_step_runs(model, *inputs, **kwargs):
-    """A compiled training step gives finite gradients, to as many parameters as an eager one."""
+    """A compiled training step is the eager one: this backend keeps PyTorch's own random numbers."""
     torch.compiler.reset()
     eager = results(model, inputs, **kwargs)
     compiled = results(torch.compile(model, backend="aot_eager"), inputs, **kwargs)
-    assert len(compiled) == len(eager)
-    assert all(value.isfinite().all() for value in compiled.values())
+    torch.testing.assert_close(list(compiled.values()), list(eager.values()))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -1288,8 +1296,7 @@ def test_hugging_face(name, tmp_path):
     assert_same(net, pickle.loads(pickle.dumps(new)), input_ids=ids, labels=ids)
     new.save_pretrained(tmp_path)
     assert_same(net, type(net).from_pretrained(tmp_path).train(), input_ids=ids, labels=ids)
-    if name != "M2M100":
-        compiled_step_runs(new, input_ids=ids, labels=ids)
+    compiled_step_runs(new, input_ids=ids, labels=ids)
     net.gradient_checkpointing_enable()
     new.gradient_checkpointing_enable()
     assert_same(net, new, input_ids=ids, labels=ids)

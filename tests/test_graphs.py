@@ -250,6 +250,20 @@ def test_one_formula_for_the_tiles(rng, dtype, launch):
             assert 0 <= spare <= (0 if n < 2**30 else 2**18 + 1)
 
 
+# torch.fx
+
+
+@activations
+def test_a_symbolic_trace_has_the_module_as_one_node(activation):
+    """As one of PyTorch's own: p and the training flag stay the module's."""
+    net = nn.Sequential(nn.Linear(8, 16), fused_module(activation), nn.Linear(16, 2))
+    graph = torch.fx.symbolic_trace(net)
+    assert [node.target for node in graph.graph.nodes if node.op == "call_module"] == ["0", "1", "2"]
+    x = torch.randn(5, 8)
+    assert all(map(torch.equal, train(graph, x), train(net, x)))
+    assert torch.equal(graph.eval()(x), net.eval()(x))
+
+
 # torch.export
 
 
