@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from cases import ACTIVATIONS, parameters
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.optim.swa_utils import AveragedModel
 
 import fusedact
 from fusedact import FusedELUDropout, FusedLeakyDropout, FusedReLUDropout, fuse, unfuse
@@ -522,6 +524,20 @@ def test_registers_of_subclasses_stay_as_they_are():
 
 
 # What is left -----------------------------------------------------------------------------------------
+
+
+HOOKS = [
+    name for name in dir(nn.Module) if name.startswith("register_") and name.removesuffix("_hook") != name
+]
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+@pytest.mark.parametrize("place", [1, 2])
+def test_hooks_of_every_kind(kind, place):
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Dropout())
+    hooked(net[place], kind)
+    report = fuse(net).fusion_report
+    assert [pair.reason for pair in report.left] == [f"hooks on {type(net[place]).__name__}"]
 
 
 def hooked(module, kind="register_forward_hook"):
@@ -1351,6 +1367,21 @@ def test_unfuse_leaves_what_others_put_there():
     new = fuse(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Dropout()))
     new[2] = nn.Tanh()
     assert [type(m) for m in unfuse(new)] == [nn.Linear, nn.ReLU, nn.Tanh]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "wrap",
+    [nn.DataParallel, AveragedModel, checkpoint_wrapper, functools.partial(torch.compile, backend="eager")],
+)
+@pytest.mark.parametrize("make", [Plain, lambda: nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Dropout())])
+def test_wrapped_before(wrap, make):
+    """PyTorch's own modules around a model do nothing with its parts that would forbid it."""
+    new = fuse(wrap(make()))
+    assert (len(new.fusion_report.fused), len(new.fusion_report.left)) == (1, 0)
+    (module,) = fused_modules(new)
+    module.p = 0.0
+    assert torch.equal(new(X), new.eval()(X))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,8 +1,9 @@
 """What the methods of a module's class say: read from their source.
 
-`fusedact.fuse` finds pairs in source, not in a trace: source shows every branch, needs no example
-input, and what isn't replaced runs on as it was written. Source is believed only if it compiles to
-the very bytecode that runs.
+`fusedact.fuse` finds pairs in source, not in a trace of `torch.fx`: that follows one branch only, stops
+at what depends on data, and holds `self.training` as it was while tracing; its result is a module of
+another class. Source shows every branch, and what isn't replaced runs on as it was written. It is
+believed only if it compiles to the very bytecode that runs.
 """
 
 import ast
@@ -33,6 +34,8 @@ _SCOPES = (
     ast.Global,
     ast.Nonlocal,
 )
+# PyTorch's modules around models, which know no model's names.
+_WRAPPERS = ("torch.nn.parallel.", "torch.distributed.", "torch.optim.", "torch._dynamo.")
 _CONTAINERS = nn.Sequential, nn.ModuleList, nn.ModuleDict
 _ITERATORS = {"enumerate", "iter", "list", "reversed", "tuple", "zip"}
 _EVALUATORS = {"eval", "exec", "globals", "locals", "vars"}
@@ -322,6 +325,8 @@ class Methods:
         for owner in cls.__mro__:
             if owner is nn.Module or owner.__module__ == "torch.nn.modules.container":
                 break
+            if owner.__module__.startswith(_WRAPPERS):
+                continue
             for name, value in vars(owner).items():
                 if name not in ("__init__", "__setstate__"):
                     functions[name] += self._add(owner, name, value)
