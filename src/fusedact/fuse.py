@@ -164,7 +164,7 @@ _OTHERS = {
     and "Softm" not in name
     and name != "MultiheadAttention"
 }
-# function -> (row, works in place); row None: an activation that isn't fused
+# function -> (row, works in place); row None: dropout, or an activation that isn't fused
 _FUNCTIONS: dict[Callable[..., Any], tuple[Activation | None, bool]] = {
     **{function: (None, False) for cls in _OTHERS for function, _ in _spellings(cls.__name__.lower())},
     **{
@@ -173,6 +173,7 @@ _FUNCTIONS: dict[Callable[..., Any], tuple[Activation | None, bool]] = {
         for function, inplace in _spellings(row.eager.__name__)
     },
     **{row.eager: (row, False) for row in ACTIVATIONS},
+    F.dropout: (None, False),
 }
 
 _CALLABLES = types.FunctionType | types.BuiltinFunctionType | types.MethodDescriptorType
@@ -211,6 +212,11 @@ class _Half:
     module: nn.Module | None = None
     problem: str = ""
     guessed: bool = False
+
+
+def _is_dropout(module: object) -> bool:
+    """Dropout of any kind."""
+    return isinstance(module, nn.modules.dropout._DropoutNd)
 
 
 def _hooked(module: nn.Module) -> bool:
@@ -360,7 +366,7 @@ class _Whole:
     def half(self, module: nn.Module) -> _Half | None:
         """What `module` is in a pair."""
         cls, name = type(module), type(module).__name__
-        dropout = isinstance(module, nn.modules.dropout._DropoutNd)
+        dropout = _is_dropout(module)
         row = next((row for row in ACTIVATIONS if isinstance(module, row.module)), None)
         if not dropout and row is None and cls not in _OTHERS:
             return None
@@ -477,11 +483,22 @@ class _Sequences:
 
 @dataclasses.dataclass
 class _Site:
+    """A pair in code.
+
+    Attributes:
+        method: where it is.
+        first: the call that runs first.
+        second: the other, on its result.
+        found: the pair.
+        activation: the attribute of `self` that is called; empty if it is something else.
+        dropout: the same.
+    """
+
     method: Method
     first: ast.Call
     second: ast.Call
     found: _Found
-    activation: str  # the attribute of self that is called; empty if it is none
+    activation: str
     dropout: str
 
 
@@ -503,9 +520,10 @@ class _Code:
         elif looks_up(type(self.module)):
             reason = f"{_kind(self.module)} looks attributes up in a way of its own"
         if reason:
-            halves = [self.whole.half(child) for child in self.module.children()]
-            dropouts = [half.text for half in halves if half and half.dropout]
-            report.left += [Pair(self.path, f"? -> {text}", reason) for text in dropouts]
+            for child in self.module.children():
+                half = self.whole.half(child)
+                if half and half.dropout:
+                    report.left.append(Pair(self.path, f"? -> {half.text}", reason))
             return
         found = list(self._sites(report))
         sites = []
@@ -565,8 +583,8 @@ class _Code:
                         yield _Site(method, first, second, found, *(names[::-1] if dropout_first else names))
 
     def _half(self, method: Method, call: ast.Call) -> _Half | None:
-        callee, value = self._resolve(method, call.func), argument(call)
-        text = ast.unparse(call.func)
+        """What a call is in a pair."""
+        callee, value, text = self._resolve(method, call.func), argument(call), ast.unparse(call.func)
         if value is None:
             return None
         if isinstance(callee, nn.Module):
@@ -579,27 +597,38 @@ class _Code:
             known = self._resolve(method, value) is not MISSING  # an object or a module of Python
             callee = None if known else getattr(torch.Tensor, call.func.attr, None)
             text, arguments = f".{call.func.attr}", [value]
-        if not isinstance(callee, _CALLABLES):
+        if not isinstance(callee, _CALLABLES) or callee not in _FUNCTIONS:
             return None
-        dropout = callee is F.dropout
-        row, inplace = _FUNCTIONS.get(callee, (None, False))
+        keywords = {keyword.arg or "**": keyword.value for keyword in call.keywords}
+        return self._function_half(method, callee, text, arguments, keywords)
+
+    def _function_half(
+        self,
+        method: Method,
+        function: Callable[..., Any],
+        text: str,
+        arguments: list[ast.expr],
+        keywords: dict[str, ast.expr],
+    ) -> _Half | None:
+        row, inplace = _FUNCTIONS[function]
+        dropout = function is F.dropout
         if not dropout and row is None:
-            problem = f"no fused kernel for {callee.__name__}"
-            return _Half(text, False, problem=problem) if callee in _FUNCTIONS else None
-        signature = inspect.signature(row.eager if row else F.dropout)
+            return _Half(text, False, problem=f"no fused kernel for {function.__name__}")
         try:
-            bound = signature.bind(*arguments, **{k.arg or "**": k.value for k in call.keywords})
+            bound = inspect.signature(row.eager if row else F.dropout).bind(*arguments, **keywords)
         except TypeError:
             return None
         bound.apply_defaults()
+        parameter = row.parameter if row else "p"
+        values = {
+            name: self._constant(method, bound.arguments[name]) for name in (parameter, "inplace") if name
+        }
         problem = self._training(method, bound.arguments["training"]) if dropout else ""
-        values: list[Any] = [None, inplace]
-        for i, name in enumerate([row.parameter if row else "p", "inplace"]):
-            if name and not (name == "inplace" and inplace):
-                values[i] = self._constant(method, bound.arguments[name])
-                if values[i] is MISSING:
-                    problem = problem or f"{name}={ast.unparse(bound.arguments[name])} isn't known beforehand"
-        return _Half(text, dropout, row, values[0], values[1] is True, None, problem)
+        for name, value in values.items():
+            if value is MISSING and not problem:
+                problem = f"{name}={ast.unparse(bound.arguments[name])} isn't known beforehand"
+        inplace |= values["inplace"] is True
+        return _Half(text, dropout, row, values[parameter] if parameter else None, inplace, None, problem)
 
     def _is_item(self, method: Method, node: ast.expr) -> bool:
         """`node` is an item of a list of modules, and that may be a dropout."""
@@ -608,9 +637,7 @@ class _Code:
         else:
             lists = list(self.module.children()) if isinstance(node, ast.Name) else []
         lists = [each for each in lists if isinstance(each, nn.ModuleList | nn.ModuleDict)]
-        return any(
-            isinstance(item, nn.modules.dropout._DropoutNd) for each in lists for item in each.children()
-        )
+        return any(_is_dropout(item) for each in lists for item in each.children())
 
     def _training(self, method: Method, value: object) -> str:
         if isinstance(value, ast.Attribute) and value.attr == "training" and method.is_self(value.value):
