@@ -986,7 +986,7 @@ class Used:
 
     class Submodule(Plain):
         def forward(self, x):
-            return super().forward(x) + self.get_submodule("act")(x)
+            return self.drop(self.act(self.fc(x))) + self.get_submodule("act")(x)
 
     class GivenToAFunction(Plain):
         def forward(self, x):
@@ -1041,7 +1041,7 @@ class Used:
     class SetsP(Plain):
         def forward(self, x):
             self.drop.p = 0.9
-            return super().forward(x)
+            return self.drop(self.act(self.fc(x)))
 
     class SetsPByName(Parent):
         def forward(self, x):
@@ -1099,14 +1099,39 @@ class Used:
     class OfTheClass(Plain):
         act = staticmethod(torch.tanh)
 
+    class SetsPInASetter(Plain):
+        @property
+        def p(self):
+            return self.drop.p
+
+        @p.setter
+        def p(self, value):
+            self.drop.p = value
+
+        def forward(self, x):
+            self.p = 0.9
+            return self.drop(self.act(self.fc(x)))
+
+    class Cached(Plain):
+        @functools.cached_property
+        def activated(self):
+            return self.act(self.fc.weight)
+
+        def forward(self, x):
+            return self.drop(self.act(self.fc(x))) + self.activated.sum()
+
     class Overridden(Plain):
-        block = Plain.forward
+        def block(self, x):
+            return self.drop(F.relu(self.fc(x)))
 
         def forward(self, x):
             return self.block(x)
 
     class OverriddenAgain(Overridden):
         block = lambda self, x: self.fc(x)  # noqa: E731
+
+    class OverriddenStatically(Overridden):
+        block = staticmethod(torch.tanh)
 
     class OwnRelu(Plain):
         def relu(self):

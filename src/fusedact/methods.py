@@ -310,8 +310,8 @@ class Methods:
     Attributes:
         own: the methods found by their names.
         base: those of base classes that others call by `super()`.
-        helpers: functions that may be given the module or its parts: static methods, decorators, and
-            what is called by its name; not PyTorch's own, which know no model's names.
+        helpers: functions that may be given the module or its parts: static methods, setters, decorators,
+            and what is called by its name; not PyTorch's own, which know no model's names.
         reached: the methods and helpers that `forward` leads to.
         unreadable: the names of methods without source.
         opaque: something of it is without source, be it a decorator or a helper.
@@ -320,7 +320,7 @@ class Methods:
     def __init__(self, cls: type) -> None:
         self.own: dict[str, Method] = {}
         self.base: list[Method] = []
-        self.unreadable: list[str] = []
+        self.unreadable: set[str] = set()
         functions: dict[str, list[types.FunctionType]] = collections.defaultdict(list)
         for owner in cls.__mro__:
             if owner is nn.Module or owner.__module__ == "torch.nn.modules.container":
@@ -329,7 +329,8 @@ class Methods:
                 continue
             for name, value in vars(owner).items():
                 if name not in ("__init__", "__setstate__"):
-                    functions[name] += self._add(owner, name, value)
+                    found = inspect.getattr_static(cls, name) is value
+                    functions[name] += self._add(owner, name, value, found)
         called = {name for method in self.own.values() for name in method.others.read}
         self.base = [method for method in self.base if method.name in called]
         self.helpers, unread = _helpers(functions.values(), self.all)
@@ -342,24 +343,32 @@ class Methods:
         methods = [method for method in self.all if method.name in names]
         self.reached = methods + _helpers((functions[name] for name in names), methods)[0]
 
-    def _add(self, owner: type, name: str, value: Any) -> list[types.FunctionType]:
-        """Enters a class's attribute, if that is a method; returns the functions that come with it."""
+    def _add(self, owner: type, name: str, value: Any, found: bool) -> list[types.FunctionType]:
+        """Enters a class's attribute, if that is a method; returns the functions that come with it.
+
+        `found`: no class before it has another attribute of that name.
+        """
         if isinstance(value, staticmethod | classmethod):
             return _layers(value.__func__)
+        others = []
+        if isinstance(value, property):
+            others = _layers(value.fset) + _layers(value.fdel)
+        elif isinstance(value, functools.cached_property | functools.partialmethod):
+            others = _layers(value.func)
         layers = _layers(value.fget if isinstance(value, property) else value)
         if not layers:
-            return []
+            return others
         *decorators, function = layers
         # A decorator's inner function says nothing about the method that it hides.
         hidden = "<locals>" in function.__qualname__.removeprefix(owner.__qualname__)
         method = None if hidden else _read(name, value, function)
         if method is None:
-            self.unreadable.append(name)
-        elif name not in self.own and name not in self.unreadable:
+            self.unreadable.add(name)
+        elif found:
             self.own[name] = method
         else:
             self.base.append(method)
-        return decorators
+        return others + decorators
 
     @property
     def all(self) -> list[Method]:
