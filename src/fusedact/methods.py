@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .activations import ROWS
+
 MISSING: Any = object()
 _GETATTR: Any = vars(nn.Module)["__getattr__"]
 
@@ -43,8 +45,9 @@ _BY_NAME = {"delattr", "getattr", "setattr"}
 _ADDERS = {"add_module", "register_module", "set_submodule"}
 # Not `modules`, which gives the module itself too: code that calls what it gives is no forward.
 _CHILDREN = {"__dict__", "_modules", "children", "get_submodule", "named_children"}
-# What a module may be asked for, and the functions that it may be given to, and it stays what it is.
-_FIGURES = {"alpha", "inplace", "negative_slope", "p", "training"}
+# What a module may be asked for (and its activation's parameter), and the functions that it may be given
+# to, and it stays what it is.
+_FIGURES = {"inplace", "p", "training"}
 _HARMLESS = {"callable", "hasattr", "id", "isinstance", "len", "super", "type", *_BY_NAME}
 
 
@@ -165,7 +168,8 @@ class Method:
         """What `node` stands for is called, or asked about: nothing takes it apart or gives it a new name."""
         match self.parents[node]:
             case ast.Attribute(attr=name, ctx=context):
-                return self.is_self(node) or (name in _FIGURES and isinstance(context, ast.Load))
+                figure = name in _FIGURES or any(name == row.parameter for row in ROWS.values())
+                return self.is_self(node) or (figure and isinstance(context, ast.Load))
             case ast.Call(func=function) if node is not function:
                 if isinstance(function, ast.Name) and function.id in _HARMLESS:
                     return True
