@@ -1068,6 +1068,24 @@ class Used:
             self.block.drop.eval()
             return self.block(x)
 
+    class HeldInAList(Plain):
+        def __init__(self):
+            super().__init__()
+            self.parts = [self.drop]
+
+        def forward(self, x):
+            for part in self.parts:
+                part.eval()
+            return self.drop(self.act(self.fc(x)))
+
+    class HeldInADict(Chain):
+        def __init__(self):
+            super().__init__()
+            self.parts = {"drop": self.one[2]}
+
+        def forward(self, x):
+            return self.parts["drop"](self.one(x))
+
     class LooksForDropout(Parent):
         def forward(self, x):
             for module in self.modules():

@@ -344,16 +344,22 @@ class _Whole:
         others: what code does with attributes of anything but its own `self`; `dynamic` where a forward does.
         stored: attributes that code sets, of anything.
         classes: module classes that it names, perhaps to look for such modules.
+        held: modules that lists and dicts of Python hold as well.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.parents: dict[nn.Module, list[tuple[nn.Module, str]]] = collections.defaultdict(list)
         self.methods: dict[nn.Module, Methods] = {}
+        self.held: set[nn.Module] = set()
         codes: dict[type, Methods] = {}
         for parent in model.modules():
             for name, child in parent._modules.items():
                 if child is not None:
                     self.parents[child].append((parent, name))
+            for name, value in vars(parent).items():
+                if isinstance(value, list | tuple | set | dict) and name != "_modules":
+                    items = value.values() if isinstance(value, dict) else value
+                    self.held.update(item for item in items if isinstance(item, nn.Module))
             if _has_code(parent):
                 cls = type(parent)
                 self.methods[parent] = codes[cls] = codes.get(cls) or Methods(cls)
@@ -385,6 +391,8 @@ class _Whole:
             problem = f"forward of this {name} was replaced"
         elif changed := self.others.stored & {parameter, "inplace", "training"}:
             problem = f"code sets .{min(changed)} of modules"
+        elif module in self.held:
+            problem = f"a list or dict holds this {name} as well"
         elif any(isinstance(module, named) for named in self.classes):
             problem = f"code looks for modules of the class {name}"
         else:
