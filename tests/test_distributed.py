@@ -1,5 +1,6 @@
 """Two processes on the CPU, joined by gloo: DDP, FSDP2 and tensor parallelism."""
 
+import functools
 import multiprocessing
 import pickle
 from concurrent.futures import ProcessPoolExecutor
@@ -136,7 +137,9 @@ def test_ranks_draw_from_their_own_generators(activation, on_ranks):
 # Tensor parallelism
 
 
+@functools.cache
 def make_mesh():
+    """One in each process: torch 2.14 can't compile for a second one that is equal to it."""
     return DeviceMesh("cpu", RANKS)
 
 
@@ -176,6 +179,51 @@ def test_a_sharded_activation_has_the_masks_of_a_whole_one(activation, inplace, 
         assert torch.equal(y, expected)
         torch.testing.assert_close(result, dx)
         assert torch.equal(rest, after)
+
+
+def in_place(activation, compiled):
+    """A sharded activation's buffer, and whether the result is in it."""
+    module = fused_module(activation, inplace=True)
+    module = torch.compile(module, fullgraph=True, backend="aot_eager") if compiled else module
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(2))
+    x = distribute_tensor(x, make_mesh(), [Shard(0)], src_data_rank=None)
+    torch.manual_seed(5)
+    y = module(x)
+    return x.full_tensor(), y.to_local().data_ptr() == x.to_local().data_ptr()
+
+
+@activations
+@pytest.mark.parametrize("compiled", [False, True])
+def test_in_place_on_a_sharded_activation(activation, compiled, on_ranks):
+    """Without a gradient: with one, a compiled graph can't write into the DTensor that it is given."""
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(2))
+    torch.manual_seed(5)
+    expected = eager_modules(activation)(x)
+    for result, same_buffer in on_ranks(in_place, activation, compiled):
+        torch.testing.assert_close(result, expected)
+        assert same_buffer
+
+
+def compiled_step(activation, inplace):
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(2))
+    x = distribute_tensor(x, make_mesh(), [Shard(0)], src_data_rank=None).requires_grad_()
+    module = fused_module(activation, inplace=inplace)
+    step = torch.compile(lambda x: module(x * 1.0), fullgraph=True, backend="aot_eager")
+    torch.manual_seed(5)
+    y = step(x)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    return y.detach().full_tensor(), dx.full_tensor()
+
+
+@activations
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_compiled_sharded_activation_equals_a_single_process(activation, inplace, on_ranks):
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    torch.manual_seed(5)
+    expected = eager_modules(activation)(x)
+    (dx,) = torch.autograd.grad(expected.sum(), x)
+    for result in on_ranks(compiled_step, activation, inplace):
+        torch.testing.assert_close(result, (expected.detach(), dx))
 
 
 @activations

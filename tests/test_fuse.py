@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F
 from cases import ACTIVATIONS, parameters
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.optim.swa_utils import AveragedModel
 
 import fusedact
 from fusedact import FusedELUDropout, FusedLeakyDropout, FusedReLUDropout, fuse, unfuse
 from fusedact.activations import Saved
-from fusedact.methods import Rewritten
 from fusedact.nn import _FusedDropout
+from fusedact.rewriting import Rewritten
 
 activations = pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: a.name)
 homogeneous = pytest.mark.parametrize(
@@ -302,6 +304,22 @@ def code_nets(activation):
         def forward(self, x):
             return F.dropout(eager(self.fc2(self.drop(self.act(self.fc1(x))))), 0.2, self.training)
 
+    class Annotated(Base):
+        def forward(self, x):
+            h: torch.Tensor = self.act(self.fc1(x))
+            h = self.drop(h)
+            return self.fc2(h)
+
+    class Items(Base):
+        def __init__(self):
+            super().__init__()
+            self.parts = nn.ModuleDict({"act": act(activation), "drop": nn.Dropout(0.4)})
+            self.drops = nn.ModuleList([nn.Dropout(0.1)])
+
+        def forward(self, x):
+            x = self.parts["drop"](self.parts["act"](self.fc1(x)))
+            return self.drops[0](eager(self.fc2(x)))
+
     class Closure(Base):
         def forward(self, x):
             return torch.utils.checkpoint.checkpoint(
@@ -323,6 +341,8 @@ def code_nets(activation):
         Super: 2,
         Private: 1,
         Nested: 2,
+        Annotated: 1,
+        Items: 2,
         Closure: 1,
     }
 
@@ -353,6 +373,39 @@ def test_dropout_first_in_code(activation):
             return eager(self.drop(self.fc(x)))
 
     check(Net(), X, fused=1, exact=activation.saved is Saved.ALIVE)
+
+
+@pytest.mark.parametrize(
+    "relu", [torch.relu, torch.relu_, F.relu, F.relu_, torch.Tensor.relu, torch.Tensor.relu_]
+)
+def test_spellings_of_relu(relu):
+    class Net(Plain):
+        def forward(self, x):
+            return self.drop(relu(self.fc(x)))
+
+    check(Net(), X, fused=1)
+
+
+def test_methods_of_a_tensor():
+    class Net(Plain):
+        def forward(self, x):
+            x = self.drop(self.fc(x).relu())
+            x = self.fc(x).relu_()
+            x = self.drop(x)
+            x = self.drop(self.fc(x).tanh())
+            return self.drop(self.fc(x)).relu()
+
+    new = check(Net(), X, fused=3, left=1)
+    assert new.fusion_report.left[0].pair == ".tanh -> self.drop"
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.act, self.drop = nn.Linear(8, 8), nn.ReLU(), nn.Dropout(0.3)
+
+    def forward(self, x):
+        return self.fc(self.drop(self.act(self.fc(x))))
 
 
 class Lenient(nn.Module):
@@ -403,6 +456,15 @@ def test_the_original_objects_come_back():
     assert net.drop is drop
     assert net.act is leaky
     assert "fused_elu_dropout" not in dict(net.named_modules())
+
+
+def test_parameters_and_their_device_stay():
+    net = Lenient().to("meta")
+    parameters = dict(net.named_parameters())
+    fuse(net, inplace=True)
+    assert all(net.get_parameter(name) is parameter for name, parameter in parameters.items())
+    assert len(fuse(net).fusion_report.fused) == 3
+    assert {parameter.device.type for parameter in fuse(net).parameters()} == {"meta"}
 
 
 def test_fused_twice():
@@ -462,6 +524,20 @@ def test_registers_of_subclasses_stay_as_they_are():
 
 
 # What is left -----------------------------------------------------------------------------------------
+
+
+HOOKS = [
+    name for name in dir(nn.Module) if name.startswith("register_") and name.removesuffix("_hook") != name
+]
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+@pytest.mark.parametrize("place", [1, 2])
+def test_hooks_of_every_kind(kind, place):
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Dropout())
+    hooked(net[place], kind)
+    report = fuse(net).fusion_report
+    assert [pair.reason for pair in report.left] == [f"hooks on {type(net[place]).__name__}"]
 
 
 def hooked(module, kind="register_forward_hook"):
@@ -873,6 +949,297 @@ def test_other_uses_of_the_modules_keep_working():
     assert torch.equal(new.net.extract(X), F.relu(X))
 
 
+# Code that does more with the modules than call them --------------------------------------------------
+
+
+class Parent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block, self.which = Plain(), "act"
+
+
+class Chain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.list = nn.ModuleList([nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Dropout())])
+        self.one = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Dropout())
+
+
+def act_alone(net, x):
+    return net.act(x)
+
+
+def first_two(sequence, x):
+    return sequence[:2](x)
+
+
+def with_act(method):
+    @functools.wraps(method)
+    def wrapper(self, x):
+        return method(self, x) + self.act(x)
+
+    return wrapper
+
+
+class Used:
+    """Each is a model that goes wrong if its modules are replaced as if nothing but the pair used them."""
+
+    class Submodule(Plain):
+        def forward(self, x):
+            return self.drop(self.act(self.fc(x))) + self.get_submodule("act")(x)
+
+    class GivenToAFunction(Plain):
+        def forward(self, x):
+            return self.drop(self.act(self.fc(x))) + act_alone(self, x)
+
+    class Static(Plain):
+        @staticmethod
+        def alone(net, x):
+            return net.act(x)
+
+        def forward(self, x):
+            return self.drop(self.act(self.fc(x))) + self.alone(self, x)
+
+    class Decorated(Plain):
+        forward = with_act(Plain.forward)
+
+    class ByName(Parent):
+        def forward(self, x):
+            return self.block(x) + getattr(self.block, self.which)(x)
+
+    class ByPath(Parent):
+        def forward(self, x):
+            return self.block(x) + self.get_submodule("block.act")(x)
+
+    class Children(Parent):
+        def forward(self, x):
+            return self.block(x) + list(self.block.children())[1](x)
+
+    class PartGivenToAFunction(Parent):
+        def forward(self, x):
+            return self.block(x) + act_alone(self.block, x)
+
+    class SetByParent(Parent):
+        def forward(self, x):
+            self.block.act = nn.Tanh()
+            return self.block(x)
+
+    class SetByName(Parent):
+        def forward(self, x):
+            self.block.add_module("act", nn.Tanh())
+            return self.block(x)
+
+    class SetAsItem(Plain):
+        def __init__(self):
+            super().__init__()
+            self.parts = nn.ModuleDict({"act": nn.ReLU()})
+
+        def forward(self, x):
+            self.parts["act"] = nn.Tanh()
+            return self.drop(self.parts["act"](self.fc(x)))
+
+    class SetsP(Plain):
+        def forward(self, x):
+            self.drop.p = 0.9
+            return self.drop(self.act(self.fc(x)))
+
+    class SetsPByName(Parent):
+        def forward(self, x):
+            setattr(self.block.drop, "p", 0.9)  # noqa: B010
+            return self.block(x)
+
+    class SetsPOfAShared(Chain):
+        def __init__(self):
+            super().__init__()
+            self.drop = self.one[2]
+
+        def forward(self, x):
+            self.drop.p = 0.9
+            return self.one(x)
+
+    class Frozen(Plain):
+        def train(self, mode=True):
+            super().train(mode)
+            self.drop.eval()
+            return self
+
+    class FrozenByParent(Parent):
+        def forward(self, x):
+            self.block.drop.eval()
+            return self.block(x)
+
+    class HeldInAList(Plain):
+        def __init__(self):
+            super().__init__()
+            self.parts = [self.drop]
+
+        def forward(self, x):
+            for part in self.parts:
+                part.eval()
+            return self.drop(self.act(self.fc(x)))
+
+    class HeldInADict(Chain):
+        def __init__(self):
+            super().__init__()
+            self.parts = {"drop": self.one[2]}
+
+        def forward(self, x):
+            return self.parts["drop"](self.one(x))
+
+    class LooksForDropout(Parent):
+        def forward(self, x):
+            for module in self.modules():
+                if isinstance(module, nn.Dropout):
+                    module.train()
+            return self.block(x)
+
+    class HooksLater(Plain):
+        def forward(self, x):
+            handle = self.act.register_forward_hook(lambda module, inputs, output: output + 1)
+            x = self.drop(self.act(self.fc(x)))
+            handle.remove()
+            return x
+
+    class Evaluates(Plain):
+        def forward(self, x):
+            h = self.act(self.fc(x))
+            y = self.drop(h)
+            return y + eval("h")
+
+    class OwnLookUp(Plain):
+        def __getattr__(self, name):
+            return super().__getattr__("gelu" if name == "act" else name)
+
+        def __init__(self):
+            super().__init__()
+            self.gelu = nn.GELU()
+
+    class OfTheClass(Plain):
+        act = staticmethod(torch.tanh)
+
+    class SetsPInASetter(Plain):
+        @property
+        def p(self):
+            return self.drop.p
+
+        @p.setter
+        def p(self, value):
+            self.drop.p = value
+
+        def forward(self, x):
+            self.p = 0.9
+            return self.drop(self.act(self.fc(x)))
+
+    class Cached(Plain):
+        @functools.cached_property
+        def activated(self):
+            return self.act(self.fc.weight)
+
+        def forward(self, x):
+            return self.drop(self.act(self.fc(x))) + self.activated.sum()
+
+    class Overridden(Plain):
+        def block(self, x):
+            return self.drop(F.relu(self.fc(x)))
+
+        def forward(self, x):
+            return self.block(x)
+
+    class OverriddenAgain(Overridden):
+        block = lambda self, x: self.fc(x)  # noqa: E731
+
+    class OverriddenStatically(Overridden):
+        block = staticmethod(torch.tanh)
+
+    class OwnRelu(Plain):
+        def relu(self):
+            return self.fc.weight
+
+        def forward(self, x):
+            return x + self.drop(self.relu()).sum()
+
+    class Walrus(Plain):
+        def forward(self, x):
+            return self.drop(h := self.act(self.fc(x))) + h
+
+    class TwoNames(Plain):
+        def forward(self, x):
+            h = y = self.act(self.fc(x))
+            h = self.drop(h)
+            return h + y
+
+    class OneOfTwo(Plain):
+        def forward(self, x):
+            return self.drop(self.fc(x) if self.training else self.act(self.fc(x)))
+
+    class ChainGivenToAFunction(Chain):
+        def forward(self, x):
+            return self.one(x) + first_two(self.one, x)
+
+    class ItemGivenToAFunction(Chain):
+        def forward(self, x):
+            for sequence in self.list:
+                x = sequence(x) + first_two(sequence, x)
+            return x
+
+    class ItemIndexed(Chain):
+        def forward(self, x):
+            return self.list[0](x) + self.list[0][:2](x)
+
+    class ItemIterated(Chain):
+        def forward(self, x):
+            for sequence in self.list:
+                for layer in sequence[:2]:
+                    x = layer(x)
+            return x
+
+
+USED = [cls for cls in vars(Used).values() if isinstance(cls, type)]
+
+
+@pytest.mark.parametrize("cls", USED, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("training", [True, False])
+def test_other_uses_of_the_modules(cls, training):
+    net = cls()
+    new = fuse(net)
+    outputs = []
+    for model in (net, new):
+        torch.manual_seed(1)
+        outputs.append(model.train(training)(X))
+    assert torch.equal(*outputs)
+
+
+def test_a_list_of_sequences_is_called_whole():
+    class Net(Chain):
+        def forward(self, x):
+            for i, sequence in enumerate(self.list):
+                x = sequence(x) if x.shape[0] > i else self.list[0](x)
+            return self.one(x)
+
+    check(Net(), X, fused=2)
+
+
+def test_a_dropout_that_is_not_known_beforehand_is_reported():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+            self.drops = nn.ModuleList([nn.Dropout(0.1), nn.Dropout(0.2)])
+
+        def forward(self, x):
+            for layer, drop in zip(self.layers, self.drops, strict=True):
+                x = drop(F.relu(layer(x)))
+            for i in range(2):
+                x = self.drops[i](F.relu(self.layers[i](F.relu(x))))
+            return x
+
+    report = fuse(Net()).fusion_report
+    assert [(pair.pair, pair.reason) for pair in report.left] == [
+        ("F.relu -> drop", "what drop is isn't known beforehand"),
+        ("F.relu -> self.drops[i]", "what self.drops[i] is isn't known beforehand"),
+    ]
+
+
 # Transformer layers -----------------------------------------------------------------------------------
 
 ENCODER = functools.partial(nn.TransformerEncoderLayer, 16, 2, 32, dropout=0.2, batch_first=True)
@@ -919,12 +1286,11 @@ def test_transformer_layer_with_gelu():
 
 
 def compiled_step_runs(model, *inputs, **kwargs):
-    """A compiled training step gives finite gradients, to as many parameters as an eager one."""
+    """A compiled training step is the eager one: this backend keeps PyTorch's own random numbers."""
     torch.compiler.reset()
     eager = results(model, inputs, **kwargs)
     compiled = results(torch.compile(model, backend="aot_eager"), inputs, **kwargs)
-    assert len(compiled) == len(eager)
-    assert all(value.isfinite().all() for value in compiled.values())
+    torch.testing.assert_close(list(compiled.values()), list(eager.values()))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -989,8 +1355,7 @@ def test_hugging_face(name, tmp_path):
     assert_same(net, pickle.loads(pickle.dumps(new)), input_ids=ids, labels=ids)
     new.save_pretrained(tmp_path)
     assert_same(net, type(net).from_pretrained(tmp_path).train(), input_ids=ids, labels=ids)
-    if name != "M2M100":
-        compiled_step_runs(new, input_ids=ids, labels=ids)
+    compiled_step_runs(new, input_ids=ids, labels=ids)
     net.gradient_checkpointing_enable()
     new.gradient_checkpointing_enable()
     assert_same(net, new, input_ids=ids, labels=ids)
@@ -1045,6 +1410,21 @@ def test_unfuse_leaves_what_others_put_there():
     new = fuse(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Dropout()))
     new[2] = nn.Tanh()
     assert [type(m) for m in unfuse(new)] == [nn.Linear, nn.ReLU, nn.Tanh]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "wrap",
+    [nn.DataParallel, AveragedModel, checkpoint_wrapper, functools.partial(torch.compile, backend="eager")],
+)
+@pytest.mark.parametrize("make", [Plain, lambda: nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Dropout())])
+def test_wrapped_before(wrap, make):
+    """PyTorch's own modules around a model do nothing with its parts that would forbid it."""
+    new = fuse(wrap(make()))
+    assert (len(new.fusion_report.fused), len(new.fusion_report.left)) == (1, 0)
+    (module,) = fused_modules(new)
+    module.p = 0.0
+    assert torch.equal(new(X), new.eval()(X))
 
 
 @pytest.mark.filterwarnings("ignore")

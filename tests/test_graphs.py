@@ -156,6 +156,18 @@ def test_in_place(activation, path):
     assert 0.3 < (y != 0).double().mean() < 0.7
 
 
+@activations
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_gradients_in_place(activation, backend, path):
+    x = torch.randn(1000, device=path)
+
+    def step(inplace):
+        module = fused_module(activation, inplace=inplace)
+        return train(torch.compile(lambda x: module(x * 1.0), fullgraph=True, backend=backend), x)
+
+    assert all(map(torch.equal, step(True), step(False)))
+
+
 @torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
 def test_a_size_that_depends_on_data(path):
     compiled = torch.compile(lambda x: fused_module(ACTIVATIONS[0])(x[x > 0]), fullgraph=True)
@@ -236,6 +248,20 @@ def test_one_formula_for_the_tiles(rng, dtype, launch):
             _, bits = ops._forward_fake(x, x, x, "relu", 0.0, 0.5, rng)
             spare = bits.numel() // 128 - programs * iterations * rounds
             assert 0 <= spare <= (0 if n < 2**30 else 2**18 + 1)
+
+
+# torch.fx
+
+
+@activations
+def test_a_symbolic_trace_has_the_module_as_one_node(activation):
+    """As one of PyTorch's own: p and the training flag stay the module's."""
+    net = nn.Sequential(nn.Linear(8, 16), fused_module(activation), nn.Linear(16, 2))
+    graph = torch.fx.symbolic_trace(net)
+    assert [node.target for node in graph.graph.nodes if node.op == "call_module"] == ["0", "1", "2"]
+    x = torch.randn(5, 8)
+    assert all(map(torch.equal, train(graph, x), train(net, x)))
+    assert torch.equal(graph.eval()(x), net.eval()(x))
 
 
 # torch.export

@@ -22,7 +22,8 @@ from torch import nn
 from . import nn as fused_nn
 from .activations import Activation, check_flag
 from .functional import ACTIVATIONS
-from .methods import MISSING, Edits, Method, Rewritten, argument, every, methods, rewritten
+from .methods import MISSING, Method, Methods, Names, argument, looks_up
+from .rewriting import Edits, Rewritten, changeable, rewritten
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -91,12 +92,13 @@ def fuse(model: Model, inplace: bool = False) -> Model:
     model = model if inplace else copy.deepcopy(model)
     _undo(model)
     report = FusionReport()
-    sequences = _Sequences(model)
+    whole = _Whole(model)
+    sequences = _Sequences(whole)
     for path, module in list(model.named_modules()):
         if sequences.starts(module):
             sequences.fuse(module, path, report)
         elif _has_code(module):
-            _Code(module, path, sequences.foreign).fuse(report)
+            _Code(module, path, whole).fuse(report)
     model.fusion_report = report  # type: ignore[assignment]
     return model
 
@@ -145,7 +147,7 @@ _MODULES: dict[Activation, Callable[..., fused_nn._FusedDropout]] = {
 
 def _spellings(name: str) -> Iterator[tuple[Callable[..., Any], bool]]:
     """PyTorch's functions of that name, and whether each works in place."""
-    for namespace in (F, torch):
+    for namespace in (F, torch, torch.Tensor):
         for suffix in ("", "_"):
             function = getattr(namespace, name + suffix, None)
             if function is not None:
@@ -162,7 +164,7 @@ _OTHERS = {
     and "Softm" not in name
     and name != "MultiheadAttention"
 }
-# function -> (row, works in place); row None: an activation that isn't fused
+# function -> (row, works in place); row None: dropout, or an activation that isn't fused
 _FUNCTIONS: dict[Callable[..., Any], tuple[Activation | None, bool]] = {
     **{function: (None, False) for cls in _OTHERS for function, _ in _spellings(cls.__name__.lower())},
     **{
@@ -171,7 +173,10 @@ _FUNCTIONS: dict[Callable[..., Any], tuple[Activation | None, bool]] = {
         for function, inplace in _spellings(row.eager.__name__)
     },
     **{row.eager: (row, False) for row in ACTIVATIONS},
+    F.dropout: (None, False),
 }
+
+_CALLABLES = types.FunctionType | types.BuiltinFunctionType | types.MethodDescriptorType
 
 # Modules whose output is a new tensor that no one else holds.
 _FRESH = (
@@ -196,6 +201,7 @@ class _Half:
         inplace: works in place.
         module: what is called, None if that is a function.
         problem: why it can't be fused.
+        guessed: it may be something else.
     """
 
     text: str
@@ -205,28 +211,12 @@ class _Half:
     inplace: bool = False
     module: nn.Module | None = None
     problem: str = ""
+    guessed: bool = False
 
 
-def _module_half(module: nn.Module) -> _Half | None:
-    cls, name = type(module), type(module).__name__
-    dropout = isinstance(module, nn.modules.dropout._DropoutNd)
-    row = next((row for row in ACTIVATIONS if isinstance(module, row.module)), None)
-    if not dropout and row is None and cls not in _OTHERS:
-        return None
-    exact = nn.Dropout if dropout else row.module if row else None
-    problem = ""
-    if exact is None or (dropout and cls.__module__.startswith("torch.nn.") and cls is not exact):
-        problem = f"no fused kernel for {name}"
-    elif cls is not exact:
-        problem = f"{name} is a subclass of {exact.__name__} and may do something else"
-    elif _hooked(module):
-        problem = f"hooks on {name}"
-    elif "forward" in vars(module):
-        problem = f"forward of this {name} was replaced"
-    parameter = "p" if dropout else row.parameter if row else None
-    value = getattr(module, parameter) if parameter else None
-    text = f"{name}({parameter}={value})" if parameter else name
-    return _Half(text, dropout, row, value, getattr(module, "inplace", False), module, problem)
+def _is_dropout(module: object) -> bool:
+    """Dropout of any kind."""
+    return isinstance(module, nn.modules.dropout._DropoutNd)
 
 
 def _hooked(module: nn.Module) -> bool:
@@ -263,7 +253,9 @@ def _found(first: _Half, second: _Half, fresh: bool, reason: str = "") -> _Found
     `fresh`: no one else reads what the first gets.
     """
     activation, dropout = (second, first) if first.dropout else (first, second)
-    if activation.dropout or not dropout.dropout or (first.dropout and activation.row is None):
+    if activation.dropout or not dropout.dropout:
+        return None
+    if first.dropout and (activation.row is None or first.guessed):
         return None
     reason = activation.problem or dropout.problem or reason
     if not reason and first.dropout and activation.row and not activation.row.homogeneous:
@@ -328,6 +320,96 @@ def _undo(model: nn.Module) -> bool:
     return fused
 
 
+# The model as a whole -----------------------------------------------------------------------------------
+
+
+def _has_code(module: nn.Module) -> bool:
+    """Its methods may hold pairs, or take other modules' parts."""
+    name = type(module).__module__
+    leaf = name.startswith("torch.nn.") and not module._modules
+    return not (
+        leaf
+        or name == "torch.nn.modules.container"
+        or _is_sequence(module)
+        or isinstance(module, fused_nn._FusedDropout | torch.jit.ScriptModule)
+    )
+
+
+class _Whole:
+    """Where a model's modules stand, and what all of its code does with them.
+
+    Attributes:
+        parents: of each module, with its name there.
+        methods: of each module that has code.
+        others: what code does with attributes of anything but its own `self`; `dynamic` where a forward does.
+        stored: attributes that code sets, of anything.
+        classes: module classes that it names, perhaps to look for such modules.
+        held: modules that lists and dicts of Python hold as well.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parents: dict[nn.Module, list[tuple[nn.Module, str]]] = collections.defaultdict(list)
+        self.methods: dict[nn.Module, Methods] = {}
+        self.held: set[nn.Module] = set()
+        codes: dict[type, Methods] = {}
+        for parent in model.modules():
+            for name, child in parent._modules.items():
+                if child is not None:
+                    self.parents[child].append((parent, name))
+            for name, value in vars(parent).items():
+                if isinstance(value, list | tuple | set | dict) and name != "_modules":
+                    items = value.values() if isinstance(value, dict) else value
+                    self.held.update(item for item in items if isinstance(item, nn.Module))
+            if _has_code(parent):
+                cls = type(parent)
+                self.methods[parent] = codes[cls] = codes.get(cls) or Methods(cls)
+        every = [method for code in codes.values() for method in (*code.all, *code.helpers)]
+        self.others = Names(method.others for method in every)
+        self.others.dynamic = any(m.others.dynamic for code in codes.values() for m in code.reached)
+        self.stored = self.others.stored.union(*(method.own.stored for method in every))
+        self.classes = set[type]().union(*(method.classes for method in every)) - {nn.Module}
+
+    def half(self, module: nn.Module) -> _Half | None:
+        """What `module` is in a pair."""
+        cls, name = type(module), type(module).__name__
+        dropout = _is_dropout(module)
+        row = next((row for row in ACTIVATIONS if isinstance(module, row.module)), None)
+        if not dropout and row is None and cls not in _OTHERS:
+            return None
+        exact = nn.Dropout if dropout else row.module if row else None
+        parameter = "p" if dropout else row.parameter if row else None
+        value = getattr(module, parameter) if parameter else None
+        text = f"{name}({parameter}={value})" if parameter else name
+        problem = ""
+        if exact is None or (dropout and cls.__module__.startswith("torch.nn.") and cls is not exact):
+            problem = f"no fused kernel for {name}"
+        elif cls is not exact:
+            problem = f"{name} is a subclass of {exact.__name__} and may do something else"
+        elif _hooked(module):
+            problem = f"hooks on {name}"
+        elif "forward" in vars(module):
+            problem = f"forward of this {name} was replaced"
+        elif changed := self.others.stored & {parameter, "inplace", "training"}:
+            problem = f"code sets .{min(changed)} of modules"
+        elif module in self.held:
+            problem = f"a list or dict holds this {name} as well"
+        elif any(isinstance(module, named) for named in self.classes):
+            problem = f"code looks for modules of the class {name}"
+        else:
+            problem = self.opened(module)
+        return _Half(text, dropout, row, value, getattr(module, "inplace", False), module, problem)
+
+    def opened(self, module: nn.Module) -> str:
+        """A reason if code does more with the module than call it."""
+        for parent, name in self.parents[module]:
+            code = self.methods.get(parent)
+            if code and any(name in method.own.handed for method in code.all):
+                return f"{_kind(parent)} does more with it than call it"
+            if name in self.others.handed:
+                return f"code elsewhere does more with .{name} than call it"
+        return ""
+
+
 # Neighbours in nn.Sequential --------------------------------------------------------------------------
 
 
@@ -344,27 +426,17 @@ def _is_sequence(module: nn.Module) -> bool:
 class _Sequences:
     """A model's chains of modules; an `nn.Sequential` in another is part of its chain."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.parents: dict[nn.Module, list[tuple[nn.Module, str]]] = collections.defaultdict(list)
-        self.foreign: set[str] = set()
-        self.handed: set[str] = set()
-        for parent in model.modules():
-            for name, child in parent._modules.items():
-                if child is not None:
-                    self.parents[child].append((parent, name))
-            if _has_code(parent):
-                for method in every(type(parent)):
-                    self.foreign |= method.foreign
-                    self.handed |= method.foreign_handed
+    def __init__(self, whole: _Whole) -> None:
+        self.whole = whole
 
     def starts(self, module: nn.Module) -> bool:
         """It is a chain of its own."""
         return _is_sequence(module) and not any(
-            _is_sequence(parent) and self._joins(module) for parent, _ in self.parents[module]
+            _is_sequence(parent) and self._joins(module) for parent, _ in self.whole.parents[module]
         )
 
     def _joins(self, module: nn.Module) -> bool:
-        return _is_sequence(module) and len(self.parents[module]) == 1 and not _hooked(module)
+        return _is_sequence(module) and len(self.whole.parents[module]) == 1 and not _hooked(module)
 
     def _links(self, sequence: nn.Module, path: str) -> Iterator[tuple[nn.Module, str, nn.Module, str]]:
         for name, child in sequence._modules.items():
@@ -377,18 +449,24 @@ class _Sequences:
                 yield sequence, name, child, below
 
     def _opened(self, sequence: nn.Module) -> str:
-        """A reason if code elsewhere takes the chain's parts: what it sees between them would change."""
-        for parent, name in self.parents[sequence]:
-            own = list(every(type(parent))) if _has_code(parent) else []
-            if any(name in m.handed for m in own) or any(m.dynamic and m.name == "forward" for m in own):
-                return f"{_kind(parent)} does more with it than call it"
-            if name in self.handed:
-                return f"code elsewhere does more with .{name} than call it"
-        return ""
+        """A reason if code may take the chain's parts: what it sees between them would change."""
+        for holder, is_item in self._holders(sequence):
+            methods = self.whole.methods[holder].reached
+            if any(method.own.dynamic or (is_item and method.opens_items) for method in methods):
+                return f"{_kind(holder)} does more with it than call it"
+        return self.whole.opened(sequence)
+
+    def _holders(self, module: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
+        """The modules whose code has `module`; and whether only as an item of a list of modules."""
+        for parent, _ in self.whole.parents[module]:
+            if parent in self.whole.methods:
+                yield parent, False
+            else:
+                yield from ((holder, True) for holder, _ in self._holders(parent))
 
     def fuse(self, sequence: nn.Module, path: str, report: FusionReport) -> None:
         links = list(self._links(sequence, path))
-        halves = [_module_half(child) for _, _, child, _ in links]
+        halves = [self.whole.half(child) for _, _, child, _ in links]
         opened = self._opened(sequence)
         for dropout_first in (False, True):
             for i in range(len(links) - 1):
@@ -411,51 +489,49 @@ class _Sequences:
 # Pairs in code ----------------------------------------------------------------------------------------
 
 
-def _has_code(module: nn.Module) -> bool:
-    """Its methods may hold pairs, or take other modules' parts."""
-    name = type(module).__module__
-    leaf = name.startswith("torch.nn.") and not module._modules
-    return not (
-        leaf
-        or name == "torch.nn.modules.container"
-        or _is_sequence(module)
-        or isinstance(module, fused_nn._FusedDropout | torch.jit.ScriptModule)
-    )
-
-
 @dataclasses.dataclass
 class _Site:
+    """A pair in code.
+
+    Attributes:
+        method: where it is.
+        first: the call that runs first.
+        second: the other, on its result.
+        found: the pair.
+        activation: the attribute of `self` that is called; empty if it is something else.
+        dropout: the same.
+    """
+
     method: Method
     first: ast.Call
     second: ast.Call
     found: _Found
-    activation: str  # the attribute of self that is called; empty if it is none
+    activation: str
     dropout: str
 
 
 class _Code:
     """The pairs in one module's methods."""
 
-    def __init__(self, module: nn.Module, path: str, foreign: set[str]) -> None:
-        self.module, self.path = module, path
-        cls = type(module)
-        self.methods = list(every(cls))
-        self.own, _, self.unreadable = methods(cls)
-        self.stores = set().union(*(method.stores for method in self.methods))
-        self.loads = sum((method.loads for method in self.methods), collections.Counter[str]())
-        self.shared = foreign | self.stores
-        self.opaque = bool(self.unreadable) or any(method.dynamic for method in self.methods)
+    def __init__(self, module: nn.Module, path: str, whole: _Whole) -> None:
+        self.module, self.path, self.whole = module, path, whole
+        self.code = whole.methods[module]
+        self.names = Names(method.own for method in self.code.all)
+        self.opaque = self.code.opaque or self.names.dynamic or whole.others.dynamic
 
     def fuse(self, report: FusionReport) -> None:
         reason = ""
         if "forward" in vars(self.module):
             reason = "its forward was replaced"
-        elif "forward" in self.unreadable:
+        elif "forward" in self.code.unreadable:
             reason = f"the source of {_kind(self.module)}.forward can't be read"
+        elif looks_up(type(self.module)):
+            reason = f"{_kind(self.module)} looks attributes up in a way of its own"
         if reason:
-            halves = [_module_half(child) for child in self.module.children()]
-            dropouts = [half.text for half in halves if half and half.dropout]
-            report.left += [Pair(self.path, f"? -> {text}", reason) for text in dropouts]
+            for child in self.module.children():
+                half = self.whole.half(child)
+                if half and half.dropout:
+                    report.left.append(Pair(self.path, f"? -> {half.text}", reason))
             return
         found = list(self._sites(report))
         sites = []
@@ -489,69 +565,87 @@ class _Code:
             report.fused.append(Pair(f"{self.path}.{slot}" if self.path else slot, site.found.text))
         if edits:
             spec: Edits = tuple(
-                (name, self.own[name].checksum(), tuple(pairs)) for name, pairs in edits.items()
+                (name, self.code.own[name].checksum(), tuple(pairs)) for name, pairs in edits.items()
             )
             cls: Any = type(self.module)
             self.module.__class__ = rewritten(cls, spec)
 
     def _sites(self, report: FusionReport) -> Iterator[_Site]:
         """The pairs that can be fused; the others go to the report."""
-        for method in self.methods:
+        for method in self.code.all:
             halves = {call: half for call in method.calls if (half := self._half(method, call))}
-            taken: set[ast.Call] = set()
+            taken: set[ast.expr] = set()
             for dropout_first in (False, True):
                 for second, half in halves.items():
-                    value, reason = argument(second), ""
-                    if isinstance(value, ast.Name):
-                        value, reason = method.assigned_before(second, value.id)
-                    if not isinstance(value, ast.Call) or value not in halves or taken & {value, second}:
+                    first, reason = method.source(second)
+                    if not isinstance(first, ast.Call) or first not in halves or taken & {first, second}:
                         continue
-                    if halves[value].dropout != dropout_first:
+                    if halves[first].dropout != dropout_first:
                         continue
-                    found = _found(halves[value], half, self._is_fresh(method, value), reason)
-                    if found is None:
-                        continue
-                    if found.reason:
+                    found = _found(halves[first], half, self._is_fresh(method, first), reason)
+                    if found and found.reason:
                         report.left.append(Pair(self.path, found.text, found.reason))
-                        continue
-                    taken |= {value, second}
-                    names = [
-                        n.func.attr
-                        if isinstance(n.func, ast.Attribute) and method.is_self(n.func.value)
-                        else ""
-                        for n in (value, second)
-                    ]
-                    yield _Site(method, value, second, found, *(names[::-1] if dropout_first else names))
+                    elif found:
+                        taken |= {first, second}
+                        names = method.called_of_self(first), method.called_of_self(second)
+                        yield _Site(method, first, second, found, *(names[::-1] if dropout_first else names))
 
     def _half(self, method: Method, call: ast.Call) -> _Half | None:
-        callee, value = self._resolve(method, call.func), argument(call)
-        text = ast.unparse(call.func)
+        """What a call is in a pair."""
+        callee, value, text = self._resolve(method, call.func), argument(call), ast.unparse(call.func)
         if value is None:
             return None
         if isinstance(callee, nn.Module):
-            half = _module_half(callee)
+            half = self.whole.half(callee)
             return dataclasses.replace(half, text=text) if half else None
-        if not isinstance(callee, types.FunctionType | types.BuiltinFunctionType):
+        if callee is MISSING and self._is_item(method, call.func):
+            return _Half(text, True, problem=f"what {text} is isn't known beforehand", guessed=True)
+        arguments = call.args
+        if isinstance(call.func, ast.Attribute) and value is call.func.value:  # x.relu()
+            known = self._resolve(method, value) is not MISSING  # an object or a module of Python
+            callee = None if known else getattr(torch.Tensor, call.func.attr, None)
+            text, arguments = f".{call.func.attr}", [value]
+        if not isinstance(callee, _CALLABLES) or callee not in _FUNCTIONS:
             return None
-        dropout = callee is F.dropout
-        row, inplace = _FUNCTIONS.get(callee, (None, False))
+        keywords = {keyword.arg or "**": keyword.value for keyword in call.keywords}
+        return self._function_half(method, callee, text, arguments, keywords)
+
+    def _function_half(
+        self,
+        method: Method,
+        function: Callable[..., Any],
+        text: str,
+        arguments: list[ast.expr],
+        keywords: dict[str, ast.expr],
+    ) -> _Half | None:
+        row, inplace = _FUNCTIONS[function]
+        dropout = function is F.dropout
         if not dropout and row is None:
-            problem = f"no fused kernel for {callee.__name__}"
-            return _Half(text, False, problem=problem) if callee in _FUNCTIONS else None
-        signature = inspect.signature(row.eager if row else F.dropout)
+            return _Half(text, False, problem=f"no fused kernel for {function.__name__}")
         try:
-            bound = signature.bind(*call.args, **{k.arg or "**": k.value for k in call.keywords})
+            bound = inspect.signature(row.eager if row else F.dropout).bind(*arguments, **keywords)
         except TypeError:
             return None
         bound.apply_defaults()
+        parameter = row.parameter if row else "p"
+        values = {
+            name: self._constant(method, bound.arguments[name]) for name in (parameter, "inplace") if name
+        }
         problem = self._training(method, bound.arguments["training"]) if dropout else ""
-        values: list[Any] = [None, inplace]
-        for i, name in enumerate([row.parameter if row else "p", "inplace"]):
-            if name and not (name == "inplace" and inplace):
-                values[i] = self._constant(method, bound.arguments[name])
-                if values[i] is MISSING:
-                    problem = problem or f"{name}={ast.unparse(bound.arguments[name])} isn't known beforehand"
-        return _Half(text, dropout, row, values[0], values[1] is True, None, problem)
+        for name, value in values.items():
+            if value is MISSING and not problem:
+                problem = f"{name}={ast.unparse(bound.arguments[name])} isn't known beforehand"
+        inplace |= values["inplace"] is True
+        return _Half(text, dropout, row, values[parameter] if parameter else None, inplace, None, problem)
+
+    def _is_item(self, method: Method, node: ast.expr) -> bool:
+        """`node` is an item of a list of modules, and that may be a dropout."""
+        if isinstance(node, ast.Subscript):
+            lists = [self._resolve(method, node.value)]
+        else:
+            lists = list(self.module.children()) if isinstance(node, ast.Name) else []
+        lists = [each for each in lists if isinstance(each, nn.ModuleList | nn.ModuleDict)]
+        return any(_is_dropout(item) for each in lists for item in each.children())
 
     def _training(self, method: Method, value: object) -> str:
         if isinstance(value, ast.Attribute) and value.attr == "training" and method.is_self(value.value):
@@ -561,7 +655,7 @@ class _Code:
         return f"training={ast.unparse(value)} isn't the module's own flag"
 
     def _resolve(self, method: Method, node: ast.AST) -> Any:
-        if any(isinstance(n, ast.Attribute) and n.attr in self.stores for n in ast.walk(node)):
+        if any(isinstance(n, ast.Attribute) and n.attr in self.whole.stored for n in ast.walk(node)):
             return MISSING  # not what it is now for good
         return method.resolve(node, self.module)
 
@@ -604,10 +698,10 @@ class _Code:
 
     def _is_free(self, name: str, site: _Site, sites: Iterable[_Site], half: str) -> bool:
         """Pairs like this one are all that the module's attribute `name` is for."""
-        if not name or name in self.shared or self.opaque:
+        if not name or self.opaque or name in self.whole.others.read or name in self.whole.stored:
             return False
         alike = [s for s in sites if getattr(s, half) == name and _spec(s) == _spec(site)]
-        return self.loads[name] == len(alike)
+        return self.names.read[name] == len(alike)
 
     def _slot(self, site: _Site, sites: Iterable[_Site]) -> str:
         """The attribute whose module can be replaced by the fused one; empty if there is none."""
@@ -624,11 +718,11 @@ class _Code:
     def _fixed(self, site: _Site) -> str:
         """A reason if the code can't be changed."""
         cls = type(self.module)
-        if self.own.get(site.method.name) is not site.method:
+        if self.code.own.get(site.method.name) is not site.method:
             return (
                 f"{site.method.name} is a base class's that is called by super(): its code can't be changed"
             )
-        if not site.method.changeable:
+        if not changeable(site.method):
             return f"{site.method.name} is decorated in a way that hides it: its code can't be changed"
         plain = all(getattr(cls, name) is getattr(object, name) for name in ("__reduce__", "__reduce_ex__"))
         if not plain or hasattr(cls, "__deepcopy__"):

@@ -1,8 +1,9 @@
 """The fused operations as modules: drop-in for an activation followed by `torch.nn.Dropout`."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from . import functional
 from .activations import Activation, check_flag, check_parameter, check_probability
@@ -19,6 +20,11 @@ class _FusedDropout(nn.Module):
         self.p = check_probability(p)
         self.inplace = check_flag("inplace", inplace)
         self.rng = check_rng(rng)
+
+    def _recorded(self, input: Any) -> Any:
+        """This call as one node of a `torch.fx` graph, which is what PyTorch's own modules are there."""
+        tracer = input.tracer
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
 
     def extra_repr(self) -> str:
         names = ["p", self.activation.parameter, "inplace", "rng"]
@@ -51,6 +57,8 @@ class FusedReLUDropout(_FusedDropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """`dropout(relu(input), p)`, in eval `relu(input)`."""
+        if isinstance(input, Proxy):
+            return self._recorded(input)
         return functional.relu_dropout(input, self.p, self.training, self.inplace, rng=self.rng)
 
 
@@ -85,6 +93,8 @@ class FusedLeakyDropout(_FusedDropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """`dropout(leaky_relu(input, negative_slope), p)`, in eval `leaky_relu(input, negative_slope)`."""
+        if isinstance(input, Proxy):
+            return self._recorded(input)
         return functional.leaky_relu_dropout(
             input, self.p, self.negative_slope, self.training, self.inplace, rng=self.rng
         )
@@ -121,4 +131,6 @@ class FusedELUDropout(_FusedDropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """`dropout(elu(input, alpha), p)`, in eval `elu(input, alpha)`."""
+        if isinstance(input, Proxy):
+            return self._recorded(input)
         return functional.elu_dropout(input, self.p, self.alpha, self.training, self.inplace, rng=self.rng)

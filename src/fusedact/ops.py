@@ -267,7 +267,9 @@ def operated(
 ) -> Tensor:
     """The same by the registered operators, with numbers that are drawn wherever the graph runs."""
     draw = random.draw_on_device(input)
-    output, _ = _forward_operator(input, *draw.device, activation.name, parameter, p, rng)
+    # What backward reads must not be written over.
+    x = input.clone() if inplace and activation.saved is Saved.INPUT else input
+    output, _ = _forward_operator(x, *draw.device, activation.name, parameter, p, rng)
     return input.copy_(output) if inplace else output
 
 
@@ -305,11 +307,11 @@ def _forward_operator(
 def _forward_fake(
     x: Tensor, seed: Tensor, offset: Tensor, activation: str, parameter: float, p: float, rng: str
 ) -> tuple[Tensor, Tensor]:
-    n, planes = x.numel(), 2 if ROWS[activation].saved is Saved.FLAG else 1
-    # Tiles are `kernels.dropout`'s, of TILE = 4096 elements and COLUMNS = 128 words. An iteration of
-    # `random.graph_plan` has no end of its own: the last may be left with most of its tiles.
-    tiles = (n + 4095) // 4096 + torch.sym_min(n // 2**30, 1) * 2**18
-    return torch.empty_like(x), x.new_empty((tiles * planes * 128,), dtype=torch.int32)
+    n, launch = x.numel(), kernels()
+    # Of several iterations of `random.graph_plan`, the last may be left with most of its tiles unused.
+    spare = torch.sym_min(n // random.ITERATION, 1) * (random.ITERATION // launch.TILE)
+    words = ((n + launch.TILE - 1) // launch.TILE + spare) * launch.planes(ROWS[activation]) * launch.COLUMNS
+    return torch.empty_like(x), x.new_empty((words,), dtype=torch.int32)
 
 
 @torch.library.custom_op("fusedact::activation_dropout_backward", mutates_args=())

@@ -22,6 +22,7 @@ RNGS = ("eager", "fast")
 
 _BLOCK = 256  # threads per block of PyTorch's dropout kernel
 _UNROLL = 4  # numbers per Philox call
+ITERATION = 2**30  # elements, of `graph_plan`
 
 _lock = threading.Lock()  # two of our calls on one GPU, in two threads, must not share numbers
 
@@ -104,12 +105,12 @@ def graph_plan(rng: str, n: int, itemsize: int) -> Plan:
     """The plan of a compiler's graph, which serves every size with one formula for the number of tiles.
 
     Its masks can't be `torch.nn.Dropout`'s, whose numbers the compiler takes from elsewhere: eager
-    walks the tensor in a single iteration (2**30 elements to each where there are more), on any GPU.
+    walks the tensor in a single iteration (of ITERATION elements where there are more), on any GPU.
     """
     if rng == "fast":
         return fast_plan(n, itemsize)
     lanes = eager_plan(n, itemsize, 1, _BLOCK).lanes
-    blocks = min(-(-n // (_BLOCK * lanes)), 2**30 // (_BLOCK * lanes))
+    blocks = min(-(-n // (_BLOCK * lanes)), ITERATION // (_BLOCK * lanes))
     return eager_plan(n, itemsize, blocks, _BLOCK)
 
 

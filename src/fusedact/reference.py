@@ -23,8 +23,9 @@ def composition(
     inplace: bool,
 ) -> Tensor:
     """`dropout(act(input), p)`; with `inplace`, in the input's buffer."""
-    if inplace and input.requires_grad and torch.is_grad_enabled():
-        # Autograd refuses to overwrite what an activation saved, so it saves a copy's.
+    if inplace and (type(input) is not Tensor or (input.requires_grad and torch.is_grad_enabled())):
+        # Autograd refuses to overwrite what an activation saved, so it saves a copy's; and DTensor doesn't
+        # know every activation in place when it is compiled (torch 2.11).
         return input.copy_(composition(activation, input.clone(), parameters, p, training, False))
     value = activation.eager(input, *parameters, inplace=inplace)
     if not training or p == 0:
