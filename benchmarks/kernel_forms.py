@@ -57,10 +57,13 @@ BACKWARD_ELU = (Family("backward", "elu", BOTH),)
 FROM_OUTPUT = (Family("backward_from_output", "elu", BOTH),)
 
 _KERNEL, _MATHS = "kernels/dropout.py", "kernels/activations.py"
-_KEPT = "            kept = kept * 2 + bit.to(tl.int32)\n"
-_FLAGGED = "                flagged = flagged * 2 + flags[lane].to(tl.int32)\n"
-# The place of a bit in its word; the first is the sign.
-_PLACE = "(-2147483648 if g * LANES + lane == 0 else 1 << (31 - g * LANES - lane))"
+_PACKED = """    if BY == "selecting":
+        word = tl.where(bit, word + VALUE, word)
+    elif BY == "adding":
+        word += tl.where(bit, VALUE, 0)
+    else:
+        word = word * 2 + bit.to(tl.int32)
+"""
 _UNPACKED = "        bits = bits + (((words << (g * LANES + lane)) < 0),)\n"
 _LEAKY_VALUE = (
     "    value = tl.where(positive, x, _rounded(x * param, STORED))\n"
@@ -78,11 +81,9 @@ _ELU_GRADIENT = "    return dy * tl.where(keep, tl.where(x <= 0, scaled * _exp(x
 _ELU_FROM_OUTPUT = "    return dy * tl.where(keep, tl.where(y <= 0, y + scaled, scale), 0.0)\n"
 
 
-def _packing(name: str, bit: str) -> Form:
-    """`bit` adds the boolean `{bit}`, whose place is `{place}`, to the word `{word}`."""
-    kept = " " * 12 + bit.format(word="kept", bit="bit", place=_PLACE) + "\n"
-    flagged = " " * 16 + bit.format(word="flagged", bit="flags[lane]", place=_PLACE) + "\n"
-    return Form(name, FORWARD, ((_KERNEL, _KEPT, kept), (_KERNEL, _FLAGGED, flagged)))
+def _packing(name: str, word: str) -> Form:
+    """Every bit joins its word in the same way."""
+    return Form(f"packing: {name}", FORWARD, ((_KERNEL, _PACKED, f"    word = {word}\n"),))
 
 
 def _unpacking(name: str, bit: str) -> Form:
@@ -101,62 +102,28 @@ def _maths(name: str, families: tuple[Family, ...], old: str, new: str) -> Form:
 
 FORMS = (
     Form("as it is", (*FORWARD, *BACKWARD_LEAKY, *BACKWARD_ELU, *FROM_OUTPUT), ()),
+    _packing("selecting, everywhere", "tl.where(bit, word + VALUE, word)"),
+    _packing("adding, everywhere", "word + tl.where(bit, VALUE, 0)"),
+    _packing("doubling, everywhere", "word * 2 + bit.to(tl.int32)"),
+    _packing("or of bits in their places", "word | tl.where(bit, VALUE, 0)"),
+    _packing("shifted, and an or", "(word << 1) | bit.to(tl.int32)"),
+    _packing("selecting, with an or", "tl.where(bit, word | VALUE, word)"),
     _packing(
-        "packing: or of bits in their places", "{word} |= tl.where({bit}, 1 << (31 - g * LANES - lane), 0)"
-    ),
-    _packing(
-        "packing: sum of bits in their places", "{word} += tl.where({bit}, 1 << (31 - g * LANES - lane), 0)"
-    ),
-    _packing("packing: shift and or", "{word} = ({word} << 1) | {bit}.to(tl.int32)"),
-    _packing("packing: doubling, less -1 or 0", "{word} = {word} * 2 - tl.where({bit}, -1, 0)"),
-    _packing(
-        "packing: in at the top, shifted down (bits in reverse)",
-        "{word} = (({word} >> 1) & 0x7FFFFFFF) | tl.where({bit}, -2147483648, 0)",
-    ),
-    _packing(
-        "packing: a predicated addition",
-        "{word} = tl.where({bit}, {word} + {place}, {word})",
+        "in at the top, shifted down (bits in reverse)",
+        "((word >> 1) & 0x7FFFFFFF) | tl.where(bit, -2147483648, 0)",
     ),
     Form(
-        "packing: float32, doubled and added (the first 24 bits' cost: it holds no more)",
+        "packing: float32, doubled (the cost alone: it holds no more than 24 bits)",
         FORWARD,
         (
+            (_KERNEL, _PACKED, "    word = tl.fma(word, 2.0, tl.where(bit, 1.0, 0.0))\n"),
             (
                 _KERNEL,
-                "    kept = tl.zeros([COLUMNS], tl.int32)\n",
-                "    kept = tl.zeros([COLUMNS], tl.float32)\n",
-            ),
-            (
-                _KERNEL,
-                "    flagged = tl.zeros([COLUMNS], tl.int32)\n",
-                "    flagged = tl.zeros([COLUMNS], tl.float32)\n",
-            ),
-            (_KERNEL, _KEPT, "            kept = tl.fma(kept, 2.0, tl.where(bit, 1.0, 0.0))\n"),
-            (
-                _KERNEL,
-                _FLAGGED,
-                "                flagged = tl.fma(flagged, 2.0, tl.where(flags[lane], 1.0, 0.0))\n",
+                "    kept = tl.zeros([COLUMNS], tl.int32)\n    flagged = tl.zeros([COLUMNS], tl.int32)\n",
+                "    kept = tl.zeros([COLUMNS], tl.float32)\n    flagged = tl.zeros([COLUMNS], tl.float32)\n",
             ),
             (_KERNEL, "PLANES, COLUMNS), kept)\n", "PLANES, COLUMNS), kept.to(tl.int32))\n"),
             (_KERNEL, "PLANES, COLUMNS), flagged)\n", "PLANES, COLUMNS), flagged.to(tl.int32))\n"),
-        ),
-    ),
-    Form(
-        "packing: the flag from the sign of 0 - x, by a funnel shift",
-        FORWARD_LEAKY,
-        (
-            (
-                _KERNEL,
-                "        flags = _lanes(flag, COLUMNS, LANES)\n",
-                "        flags = _lanes(flag, COLUMNS, LANES)\n"
-                "        sign = (0.0 - xs[g].to(ARITHMETIC)).to(tl.uint32, bitcast=True)\n"
-                "        signs = _lanes(sign, COLUMNS, LANES)\n",
-            ),
-            (
-                _KERNEL,
-                _FLAGGED,
-                "                flagged = (flagged << 1) | (signs[lane] >> 31).to(tl.int32)\n",
-            ),
         ),
     ),
     _rounds(8),
@@ -205,7 +172,10 @@ FORMS = (
         "    one, other = tl.where(keep, scale, 0.0), tl.where(keep, scaled, 0.0)\n"
         "    return tl.where(linear, x * one, _expm1(x) * other), linear\n",
     ),
-    _unpacking("unpacking: an and", f"(words & {_PLACE}) != 0"),
+    _unpacking(
+        "unpacking: an and",
+        "(words & (-2147483648 if g * LANES + lane == 0 else 1 << (31 - g * LANES - lane))) != 0",
+    ),
     _unpacking("unpacking: shifted down", "((words >> (31 - g * LANES - lane)) & 1) != 0"),
     _maths(
         "the slope as a factor",

@@ -496,7 +496,7 @@ def looks_up(cls: Any) -> bool:
 
 
 def contents(cell: types.CellType) -> Any:
-    """What a closure's cell holds; None while it is empty."""
+    """What a closure's cell holds; MISSING while it is empty."""
     try:
         return cell.cell_contents
     except ValueError:  # not assigned yet

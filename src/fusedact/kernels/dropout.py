@@ -124,6 +124,23 @@ def _lanes(tile, COLUMNS: tl.constexpr, LANES: tl.constexpr):
 
 
 @triton.jit
+def _with_bit(word, bit, PLACE: tl.constexpr, BY: tl.constexpr):
+    """`word` with one bit more, for PLACE = 0 to 31 in turn, from the highest down.
+
+    All three say the same. Which of them the compiler makes of predicates, and which of predicates that it
+    first saves and then restores, differs between kernels: docs/kernels.md has the counts.
+    """
+    VALUE: tl.constexpr = -2147483648 if PLACE == 0 else 1 << (31 - PLACE)
+    if BY == "selecting":
+        word = tl.where(bit, word + VALUE, word)
+    elif BY == "adding":
+        word += tl.where(bit, VALUE, 0)
+    else:
+        word = word * 2 + bit.to(tl.int32)
+    return word
+
+
+@triton.jit
 def _unpack(words, g, COLUMNS: tl.constexpr, LANES: tl.constexpr):
     """Group g's bits as a tile of booleans."""
     bits = ()
@@ -241,6 +258,9 @@ def forward_kernel(
     """
     GROUPS: tl.constexpr = 32 // LANES
     STEP: tl.constexpr = COLUMNS if VEC == 1 and not FAST else COLUMNS * LANES
+    KEPT_BY: tl.constexpr = (
+        "doubling" if FAST and MERGES_FLAG else "adding" if FAST and SAVES_FLAG else "selecting"
+    )
     k, first, base, left = _origin(n, blocks, FAST, VEC, LANES, COLUMNS)
     offsets = _offsets(blocks, FAST, VEC, LANES, COLUMNS)
     x_ptr += base
@@ -281,12 +301,10 @@ def forward_kernel(
         tl.store(y_ptr + g * STEP + offsets, y.to(y_ptr.dtype.element_ty), mask=inside)
         flags = _lanes(flag, COLUMNS, LANES)
         for lane in tl.static_range(LANES):
-            # Doubling keeps the compiler from gathering all comparisons first, for which there are too
-            # few predicate registers; it does that for a sum of `where(bit, 1 << place, 0)`.
             bit = keeps[lane] & flags[lane] if MERGES_FLAG else keeps[lane]
-            kept = kept * 2 + bit.to(tl.int32)
+            kept = _with_bit(kept, bit, g * LANES + lane, KEPT_BY)
             if SAVES_FLAG:
-                flagged = flagged * 2 + flags[lane].to(tl.int32)
+                flagged = _with_bit(flagged, flags[lane], g * LANES + lane, "selecting")
     PLANES: tl.constexpr = 2 if SAVES_FLAG else 1
     tl.store(bits_ptr + _word(k, 0, PLANES, COLUMNS), kept)
     if SAVES_FLAG:
