@@ -30,8 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 NEEDED = ("pytest", "pytest_benchmark", "matplotlib", "scipy", "tqdm", "triton")
 # Tests that need no GPU, or, the first, run before the others.
 ELSEWHERE = (
-    *("cuda", "dead_neurons", "distributed", "fuse", "gpu", "import"),
-    *("machine_code", "mnist", "readme", "reference", "report", "suite"),
+    *("cuda", "dead_neurons", "distributed", "docs", "fuse", "gpu", "import", "kernel_forms"),
+    *("machine_code", "mnist", "package", "reference", "report", "suite"),
 )
 
 

@@ -21,10 +21,10 @@ from typing import Any
 from unittest import mock
 
 import torch
-import triton
 from torch import nn
 
-import fusedact
+from benchmarks import backends
+from benchmarks.machine import versions
 from fusedact import ops, random
 from fusedact.functional import ACTIVATIONS
 from fusedact.kernels import launch
@@ -92,12 +92,7 @@ def measure(rounds: int) -> list[dict[str, Any]]:
     """One row per activation, forward alone and with backward."""
     rows = []
     for activation in ACTIVATIONS:
-        (module,) = (
-            cls
-            for cls in vars(fusedact.nn).values()
-            if isinstance(cls, type) and getattr(cls, "activation", None) is activation
-        )
-        eager, fused = nn.Sequential(activation.module(), nn.Dropout()), module()
+        eager, fused = backends.eager(activation), backends.fused(activation)
         for backward in (False, True):
             times: dict[str, list[float]] = {"eager": [], "fused": []}
             for _ in range(rounds + 1):
@@ -135,13 +130,8 @@ def main() -> None:
     rows = measure(options.rounds)
     print(table(rows))
     if options.json:
-        versions = {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "triton": triton.__version__,
-            "machine": platform.machine(),
-        }
-        options.json.write_text(json.dumps({"versions": versions, "rows": rows}, indent=2) + "\n")
+        content = {"versions": {**versions(), "machine": platform.machine()}, "rows": rows}
+        options.json.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """Other forms of the kernels, for the rows that are over their budget: what each would cost.
 
     python -m benchmarks.kernel_forms [--json FILE]
+    python -m benchmarks.kernel_forms --page docs/kernels.md
+
+The second compiles nothing: it writes the page's tables, between markers, from the committed rows.
 
 Every form is today's source with some lines replaced, compiled and counted as `benchmarks.machine_code`
 does. No GPU is needed; it takes about ten minutes. Forms are for counting: one or the other is not accurate
@@ -10,6 +13,7 @@ enough or stores bits in another order, which its name says.
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +29,7 @@ from . import machine_code
 TARGETS = ("sm_80", "sm_90", "sm_100")
 DTYPES = ("bfloat16", "float16", "float32")
 SOURCE = Path(fusedact.__file__).parent
+COMMITTED = Path(__file__).parent / "results" / "kernel-forms.json"
 
 
 class Family(NamedTuple):
@@ -293,12 +298,31 @@ def table(rows: Sequence[dict[str, Any]], kernel: str, activation: str, target: 
     return "\n".join(lines)
 
 
+def rewritten(page: str, rows: Sequence[dict[str, Any]]) -> str:
+    """The page with the table of every block `<!-- forms: KERNEL ACTIVATION -->` anew.
+
+    Raises:
+        ValueError: the page's blocks aren't those of the rows.
+    """
+    block = re.compile(r"(<!-- forms: (\w+) (\w+) -->\n).*?(\n<!-- /forms -->)", re.DOTALL)
+    found = [match.groups()[1:3] for match in block.finditer(page)]
+    wanted = {(row["kernel"], row["activation"]) for row in rows}
+    if sorted(found) != sorted(wanted):
+        raise ValueError(f"blocks have to be {sorted(wanted)}, but got {sorted(found)}")
+    return block.sub(lambda match: match[1] + table(rows, match[2], match[3]) + match[4], page)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.kernel_forms", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write its tables from committed rows")
     options = parser.parse_args()
+    if options.page:
+        page = options.page.read_text()
+        options.page.write_text(rewritten(page, json.loads(COMMITTED.read_text())))
+        return
     machine_code.check_compiler()
     rows: list[dict[str, Any]] = []
     for number, form in enumerate(FORMS, 1):

@@ -32,7 +32,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -372,11 +372,11 @@ def cases() -> Iterator[tuple[str, Activation, str]]:
             yield kernel, activation, rng
 
 
-def measure_all(target: str, dtypes: Sequence[str], chosen: Container[Any]) -> Iterator[Row]:
-    """Every kernel for one target, of which kernel, activation and rng are among the chosen names."""
-    for (kernel, activation, rng), dtype in itertools.product(cases(), dtypes):
-        if not (kernel in chosen and activation.name in chosen and rng in chosen):
-            continue
+def measure_all(
+    chosen: Sequence[tuple[str, Activation, str]], target: str, dtypes: Sequence[str]
+) -> Iterator[Row]:
+    """Kernels, of those in `cases`, for one target."""
+    for (kernel, activation, rng), dtype in itertools.product(chosen, dtypes):
         try:
             yield measure(kernel, activation, dtype, rng, target)
         except ValueError as error:
@@ -477,11 +477,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             help=", ".join(allowed),
         )
     options = parser.parse_args(arguments)
-    chosen = {*options.kernel, *options.activation, *options.rng}
+    chosen = [
+        (kernel, activation, rng)
+        for kernel, activation, rng in cases()
+        if kernel in options.kernel and activation.name in options.activation and rng in options.rng
+    ]
+    if not chosen:
+        parser.error("no kernel is all of that: backward_from_output is ELU's alone")
     check_compiler()
     rows: list[Row] = []
     for target in options.target:
-        found = list(measure_all(target, options.dtype, chosen))
+        found = list(measure_all(chosen, target, options.dtype))
         print(f"\n### {target}: Triton {found[0].triton}, {assembler(target)}\n\n{table(found)}", flush=True)
         rows += found
     if options.json:

@@ -67,6 +67,18 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def case(activation: Activation, backend: str, direction: str, dtype: torch.dtype, n: int) -> dict[str, Any]:
+    """What a layer's row says of its case."""
+    return {
+        "activation": activation.name,
+        "backend": backend,
+        "direction": direction,
+        "dtype": dtype_name(dtype),
+        "n": n,
+        "bytes": floor_bytes(activation, dtype, n)[direction],
+    }
+
+
 def needs_memory(nbytes: int) -> None:
     if CUDA and torch.cuda.mem_get_info()[0] < nbytes:
         pytest.skip(f"left out: needs {nbytes / 2**30:.0f} GiB of GPU memory")
@@ -106,12 +118,7 @@ def test_layer(
         [call(x) for x in inputs],
         before,
         kind="layer",
-        activation=activation.name,
-        backend=backend,
-        direction=direction,
-        dtype=dtype_name(dtype),
-        n=n,
-        bytes=floor_bytes(activation, dtype, n)[direction],
+        **case(activation, backend, direction, dtype, n),
         kept_bytes=kept,
         wrong=wrong,
     )
@@ -172,12 +179,7 @@ def test_graph(
         [graph.replay],
         before,
         kind="graph",
-        activation=activation.name,
-        backend=backend,
-        direction=direction,
-        dtype=dtype_name(dtype),
-        n=SMALL,
-        bytes=floor_bytes(activation, dtype, SMALL)[direction],
+        **case(activation, backend, direction, dtype, SMALL),
         wrong=wrong,
     )
     assert wrong is None

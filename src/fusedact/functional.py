@@ -114,7 +114,7 @@ def elu_dropout(
         training: apply dropout; if False, the result is `elu(input, alpha)`.
         inplace: write the result into `input`'s buffer. Backward then computes from the output, which
             the next layer keeps anyway, as `torch.nn.ELU(inplace=True)` does: exp(x) is the output plus
-            alpha, with less digits left the smaller it is. Where `alpha` is negative (eager PyTorch raises
+            alpha, with fewer digits left the smaller it is. Where `alpha` is negative (eager PyTorch raises
             an error in backward) a copy of the input is kept instead.
         rng: how the mask comes from the device's generator. "eager": as `torch.nn.Dropout` draws
             it after the same `torch.manual_seed`, element for element. "fast": from 16 random bits per

@@ -22,7 +22,11 @@ class _FusedDropout(nn.Module):
         self.rng = check_rng(rng)
 
     def _recorded(self, input: Any) -> Any:
-        """This call as one node of a `torch.fx` graph, which is what PyTorch's own modules are there."""
+        """This call as one node of a `torch.fx` graph, which is what PyTorch's own modules are there.
+
+        Each class asks for it in a forward of its own: one that they share would have to look up the
+        parameter and the function, at every call.
+        """
         tracer = input.tracer
         return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
 

@@ -110,6 +110,7 @@ def _launch(
         "SAMPLES": samples,
         "ROUNDS": ROUNDS,
         "ARITHMETIC": tl.float64 if double else tl.float32,
+        "enable_fp_fusion": False,  # as in `launch.specialisation`
     }
 
 

@@ -127,8 +127,8 @@ def _lanes(tile, COLUMNS: tl.constexpr, LANES: tl.constexpr):
 def _with_bit(word, bit, PLACE: tl.constexpr, BY: tl.constexpr):
     """`word` with one bit more, for PLACE = 0 to 31 in turn, from the highest down.
 
-    All three say the same. Which of them the compiler makes of predicates, and which of predicates that it
-    first saves and then restores, differs between kernels: docs/kernels.md has the counts.
+    All three say the same. What the compiler makes of them differs from kernel to kernel: docs/kernels.md
+    has the counts.
     """
     VALUE: tl.constexpr = -2147483648 if PLACE == 0 else 1 << (31 - PLACE)
     if BY == "selecting":
