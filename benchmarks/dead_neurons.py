@@ -158,7 +158,7 @@ def evaluate(nets: Nets, grid: Grid, digits: Digits) -> list[dict[str, Any]]:
     nets.eval()
     right = torch.zeros(nets.nets, device=digits.test_labels.device)
     finite = torch.ones_like(right, dtype=torch.bool)
-    with fusedact.ActivityMonitor(nets) as monitor:
+    with fusedact.ActivityMonitor(nets, stride=1) as monitor:
         for images, labels in zip(
             digits.test_images.split(1000), digits.test_labels.split(1000), strict=True
         ):

@@ -308,7 +308,9 @@ def compile_kernel(kernel: str, activation: Activation, dtype_name: str, plan: P
     constants = dict(launch.specialisation(activation, kernel, dtype, plan))
     options = {name: constants.pop(name) for name in tuple(constants) if name not in function.arg_names}
     options["num_warps"] = dropout.COLUMNS // gpu.warp_size  # as on that GPU, and not on this machine
-    if kernel != "forward" and activation.saved is not Saved.INPUT:
+    if kernel == "forward":
+        constants["signs_ptr"] = None
+    elif activation.saved is not Saved.INPUT:
         constants["x_ptr"] = None
     signature, specialised = {}, {}
     for index, parameter in enumerate(function.params):

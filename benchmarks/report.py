@@ -214,6 +214,17 @@ def graphs(run: Run) -> str:
     return markdown(head, 3, rows)
 
 
+def monitored(run: Run) -> str:
+    """Fused layers watched by a monitor, and not."""
+    rows = []
+    for row in run.rows:
+        if row.is_a(kind="monitor", backend="monitored"):
+            off = run.beside(row, backend="fused")
+            names = [row.info[name] for name in ("activation", "dtype")]
+            rows.append([*names, *map(microseconds, (off, row)), cell(speed_up(off, row), "{:.2f}")])
+    return markdown(["activation", "dtype", "without, us", "with, us", "times as long"], 2, rows)
+
+
 def steps(run: Run) -> str:
     """Training steps, and epochs of MNIST."""
     rows = []
@@ -247,6 +258,8 @@ def text(run: Run) -> str:
         ]
     if run.find(kind="graph"):
         parts += [f"A replayed CUDA graph of {SMALL:,} elements:", graphs(run)]
+    if run.find(kind="monitor"):
+        parts += ["Forward and backward with an `ActivityMonitor` and without:", monitored(run)]
     if run.find(kind="step") or run.find(kind="mnist"):
         parts += ["Training steps, the optimiser's included:", steps(run)]
     return "\n\n".join(parts)

@@ -6,6 +6,7 @@ On a GPU, inputs rotate over more than the L2 cache; otherwise the rows of a CPU
 eager composition. Every layer is checked before it is timed (`correctness.py`).
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from benchmarks import correctness
 from benchmarks.backends import LAYERS, PEERS, build, installed
 from benchmarks.suite import CUDA, DEVICE, DTYPES, SIZES, SMALL, allocated, buffers, measure
+from fusedact import ActivityMonitor
 from fusedact.activations import Activation, Saved
 from fusedact.functional import ACTIVATIONS
 
@@ -143,6 +145,35 @@ def test_copy(benchmark: Any, before: int, dtype: torch.dtype, n: int) -> None:
         bytes=2 * n * dtype.itemsize,
         wrong=None,
     )
+
+
+@pytest.mark.parametrize("backend", ["fused", "monitored"])
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda activation: activation.name)
+@pytest.mark.parametrize("n", SIZES[-1:])
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_monitor(
+    benchmark: Any, before: int, dtype: torch.dtype, n: int, activation: Activation, backend: str
+) -> None:
+    """Forward and backward of a fused layer of 4096 units, watched by `ActivityMonitor` or not."""
+    needs_memory(16 * n * dtype.itemsize)
+    layer, wrong = checked("fused", activation, dtype, n)
+    inputs = [x.view(-1, 4096).requires_grad_() for x in buffers(n, dtype)]
+    gradient = torch.randn_like(inputs[0])
+    with ActivityMonitor(layer) if backend == "monitored" else contextlib.nullcontext() as monitor:
+        if monitor:
+            layer(inputs[0])
+            (figures,) = monitor.end_window().layers
+            right = torch.equal(figures.fired, (inputs[0] > 0).sum(0).cpu())
+            wrong = wrong or (None if right else "the monitor's counts")
+        measure(
+            benchmark,
+            [lambda x=x: torch.autograd.grad(layer(x), x, gradient) for x in inputs],  # type: ignore[misc]
+            before,
+            kind="monitor",
+            **case(activation, backend, "both", dtype, n),
+            wrong=wrong,
+        )
+    assert wrong is None
 
 
 @pytest.mark.skipif(not CUDA, reason="left out: needs a GPU for CUDA graphs")

@@ -1,19 +1,39 @@
 """ActivityMonitor: exact counts before dropout, whatever runs the model."""
 
 import contextlib
+import copy
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from cases import ACTIVATIONS, DTYPES, MODULES, eager_modules, fused_module, parameters
+from cases import (
+    ACTIVATIONS,
+    DTYPES,
+    MODULES,
+    OFFSET,
+    SEED,
+    eager_modules,
+    fused_module,
+    parameters,
+)
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fusedact import ActivityMonitor, FusedELUDropout, FusedLeakyDropout, FusedReLUDropout, fuse
+from fusedact import (
+    ActivityMonitor,
+    FusedELUDropout,
+    FusedLeakyDropout,
+    FusedReLUDropout,
+    fuse,
+    ops,
+    random,
+)
+from fusedact.counting import RUN, WHOLE, Tally
 
 activations = pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: a.name)
 kinds = pytest.mark.parametrize("make", [fused_module, eager_modules], ids=["fused", "plain"])
@@ -30,7 +50,7 @@ def only(report):
 
 def recount(activation, x, dim=-1, values=None):
     """Fired, samples and mean |h| per unit in float64, from an activation's input."""
-    x = x.detach().double().movedim(dim, -1)
+    x = x.detach().cpu().double().movedim(dim, -1)
     x = x.reshape(-1, x.shape[-1])
     h = activation.eager(x, *(parameters(activation) if values is None else values))
     return (x > 0).sum(0), len(x), h.abs().mean(0)
@@ -193,14 +213,53 @@ def test_a_closed_monitor_counts_no_more():
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+def test_two_monitors_of_a_fused_module():
+    model = net(FusedReLUDropout(0.5))
+    with ActivityMonitor(model) as outer:
+        model(torch.randn(5, 12))
+        with ActivityMonitor(model) as inner:
+            model(torch.randn(6, 12))
+        model(torch.randn(7, 12))
+    assert (only(outer.report()).samples, only(inner.report()).samples) == (18, 6)
+    assert model[1]._watchers == ()
+
+
+@pytest.mark.parametrize("replaced", ["in the class", "in the module"])
+def test_a_forward_of_the_users_own(replaced):
+    class Doubled(FusedReLUDropout):
+        def forward(self, input):
+            return 2 * super().forward(input)
+
+    module = Doubled(0.5) if replaced == "in the class" else FusedReLUDropout(0.5)
+    if replaced == "in the module":
+        module.forward = torch.relu
+    x = torch.randn(50, 12)
+    with ActivityMonitor(module) as monitor:
+        module(x)
+    check(only(monitor.report()), ACTIVATIONS[0], x, tolerance=1e-6)
+
+
+def test_a_watched_model_can_be_copied_and_saved(tmp_path):
+    model = net(FusedReLUDropout(0.5))
+    with ActivityMonitor(model) as monitor:
+        model(torch.randn(5, 12))
+        copied = copy.deepcopy(model)
+        torch.save(model, tmp_path / "model.pt")
+        loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+        for other in (copied, loaded):
+            other(torch.randn(9, 12))
+    assert only(monitor.report()).samples == 5
+    assert copied[1]._watchers == loaded[1]._watchers == ()
+
+
 def test_a_closed_monitor_keeps_its_counts():
     """A CUDA graph that was captured under it goes on with the tensors that it knows."""
     model = net(nn.ReLU())
     monitor = ActivityMonitor(model)
     model(torch.randn(5, 12))
-    ((counts, _),) = monitor._layers[0].tallies.values()
+    (tally,) = monitor._layers[0].tallies.values()
     monitor.close()
-    counts += 1
+    tally.counts.add_(1)
     assert only(monitor.report()).samples == 5
 
 
@@ -218,8 +277,8 @@ def test_counts_past_2_to_the_40():
     module = nn.ReLU()
     with ActivityMonitor(module) as monitor:
         module(torch.ones(1, 3))
-        for counts, _ in monitor._layers[0].tallies.values():
-            counts += 2**40
+        for tally in monitor._layers[0].tallies.values():
+            tally.counts.add_(2**40)
         module(torch.ones(1, 3))
     layer = only(monitor.report())
     assert layer.fired.tolist() == [2**40 + 2] * 3
@@ -283,6 +342,14 @@ def test_a_module_that_serves_several_layers():
         model(torch.randn(6, 4))
     figures = monitor.report().as_dict()
     assert {name: row["samples"] for name, row in figures.items()} == {"relu[6]": 11, "relu[8]": 11}
+
+
+def test_an_empty_input_of_the_operator(through_kernels):
+    tally = Tally.zeros(0, through_kernels)
+    for shape in ((5, 0), (0, 0)):
+        x = torch.empty(shape, device=through_kernels)
+        torch.ops.fusedact.count_activity(x, None, (), "eager", -1, "relu", [], 31, *tally)
+    assert tally.counts.tolist() == [[0], [0]]
 
 
 def test_empty_and_scalar_inputs():
@@ -365,8 +432,8 @@ def test_compiled(activation, make):
 
 @activations
 def test_operator(activation):
-    tally = torch.zeros(3, 12, dtype=torch.int64), torch.zeros(12, dtype=torch.float64)
-    arguments = (torch.randn(5, 12), -1, activation.name, list(parameters(activation)), *tally)
+    arguments = (torch.randn(5, 12), None, (), "eager", -1, activation.name, list(parameters(activation)), 31)
+    arguments += Tally.zeros(12, "cpu")
     torch.library.opcheck(torch.ops.fusedact.count_activity.default, arguments)
 
 
@@ -425,8 +492,10 @@ def test_outputs_and_gradients_are_those_without_it():
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
-def test_no_synchronisation(cuda):
-    model = net(FusedReLUDropout(0.5)).to(cuda)
+@kinds
+@pytest.mark.parametrize("units", [16, 4096])
+def test_no_synchronisation(make, units, cuda):
+    model = net(make(ACTIVATIONS[0]), units).to(cuda)
     x = torch.randn(30, 12, device=cuda)
     with ActivityMonitor(model) as monitor:
         model(x)  # what Triton compiles, it may wait for
@@ -438,8 +507,10 @@ def test_no_synchronisation(cuda):
     assert only(monitor.report()).samples == 60
 
 
-def test_cuda_graph(cuda):
-    model = net(nn.ReLU()).to(cuda)
+@kinds
+@pytest.mark.parametrize("units", [16, 4096])
+def test_cuda_graph(make, units, cuda):
+    model = net(make(ACTIVATIONS[0]), units).to(cuda)
     x = torch.randn(30, 12, device=cuda)
     with ActivityMonitor(model) as monitor, torch.no_grad():
         model(x)
@@ -449,7 +520,7 @@ def test_cuda_graph(cuda):
         monitor.end_window()
         for _ in range(3):
             graph.replay()
-    assert only(monitor.report()).samples == 90
+    check_counts(only(monitor.report()), ACTIVATIONS[0], model[0](x).repeat(3, 1), -1)
 
 
 # Reports -----------------------------------------------------------------------------------------------
@@ -466,19 +537,22 @@ def test_as_dict_is_plain():
     assert all(row["samples"] == 9 and row["units"] == 4 for row in figures.values())
 
 
+TABLE = """\
+Window 1; |h|, dormant and saturated are of the samples read; dormant: at most 0.025 of the layer's mean |h|
+layer  activation  units  samples       dead  negative  trend   read  mean |h|    dormant  saturated
+1      ReLU            4    32769  1 (25.0%)     25.0%      -  16913       1.5  1 (25.0%)          -
+2      ELU             4    32769          -     25.0%      -  16913       1.5  1 (25.0%)       0.0%"""
+
+
 def test_table():
     model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.ELU())
     with torch.no_grad():
         model[0].weight.zero_()
         model[0].bias.copy_(torch.tensor([1.0, 2.0, 3.0, -5.0]))
     with ActivityMonitor(model) as monitor:
-        model(torch.zeros(1000, 2))
-    assert str(monitor.report()) == (
-        "Window 1; dormant: at most 0.025 of the layer's mean |h|\n"
-        "layer  activation  units  samples       dead    dormant  negative  saturated  mean |h|  trend\n"
-        "1      ReLU            4     1000  1 (25.0%)  1 (25.0%)     25.0%          -       1.5      -\n"
-        "2      ELU             4     1000          -  1 (25.0%)     25.0%       0.0%       1.5      -"
-    )
+        model(torch.zeros(WHOLE // 4, 2))
+        model(torch.zeros(WHOLE // 4 + 1, 2))
+    assert str(monitor.report()) == TABLE
 
 
 def advised(module, *windows):
@@ -547,6 +621,9 @@ def test_plot(tmp_path):
     [
         ({"model": nn.ReLU}, TypeError, "model has to be a torch.nn.Module, but got type"),
         ({"model": nn.Linear(2, 2)}, ValueError, "this Linear has none.*fusedact.fuse"),
+        ({"stride": 0}, ValueError, "stride has to be an int of at least 1, but got stride=0"),
+        ({"stride": 2.0}, ValueError, "stride has to be an int of at least 1, but got stride=2.0"),
+        ({"stride": True}, ValueError, "stride has to be an int of at least 1, but got stride=True"),
         ({"tau": -1}, ValueError, "tau has to be at least 0, but got tau=-1"),
         ({"tau": "1"}, ValueError, "tau has to be a finite number, but got tau='1'"),
         ({"mode": "test"}, ValueError, "mode has to be one of 'all', 'train', 'eval', but got mode='test'"),
@@ -579,7 +656,359 @@ def test_what_cannot_be_counted():
             model(nested)
 
 
-# The kernel -------------------------------------------------------------------------------------------
+# Which samples are read ---------------------------------------------------------------------------------
+
+
+def read_samples(x, dim, stride):
+    """Those whose |h| is read, as [samples, units]: of x's memory [outer, units, inner], runs of inner."""
+    if x.numel() <= WHOLE:
+        stride = 1
+    units, inner = x.shape[dim], x.stride(dim)
+    view = (
+        x.detach().cpu().as_strided((x.numel() // (units * inner), units, inner), (units * inner, inner, 1))
+    )
+    runs = [run for sample in view for run in sample.split(RUN, 1)]
+    return torch.cat([run.T for run in runs[::stride]])
+
+
+SAMPLED = {
+    "units last": ((700, 96), -1),
+    "sequences": ((7, 100, 96), -1),
+    "positions fill runs": ((6, 8, 16, 128), 1),
+    "positions do not": ((6, 8, 9, 163), 1),
+    "fewer positions than a run": ((300, 40, 3, 2), 1),
+    "one sample": ((1, 2**17), -1),
+    "read whole": ((2, WHOLE // 2), -1),
+    "just too large": ((17, WHOLE // 16), -1),
+}
+
+
+def check_sampled(layer, activation, x, dim, stride):
+    read = read_samples(x, dim, stride)
+    fired, samples, _ = recount(activation, x, dim)
+    assert (layer.samples, layer.activity_samples) == (samples, len(read))
+    assert torch.equal(layer.fired, fired)
+    _, _, activity = recount(activation, read)
+    tolerance = max(torch.finfo(x.dtype).eps, 1e-6)
+    torch.testing.assert_close(layer.activity, activity, rtol=tolerance, atol=tolerance)
+    if activation.saturation is None:
+        assert layer.saturated is None
+    else:
+        low = (read < activation.saturation).double().mean().item()
+        assert layer.saturated == pytest.approx(low, abs=1e-12)
+
+
+@activations
+@kinds
+@pytest.mark.parametrize("stride", [1, 2, 31])
+@pytest.mark.parametrize("case", SAMPLED)
+def test_every_strideth_sample_is_read(activation, make, stride, case):
+    shape, dim = SAMPLED[case]
+    x, module = torch.randn(shape) * 4, make(activation)
+    with ActivityMonitor(module, units=dim, stride=stride) as monitor:
+        module(x)
+    check_sampled(only(monitor.report()), activation, x, dim, stride)
+
+
+# In the kernels -----------------------------------------------------------------------------------------
+
+
+class Generator:
+    """A GPU's, as much of it as a call asks for."""
+
+    offset = OFFSET
+
+    def initial_seed(self):
+        return SEED
+
+    def get_offset(self):
+        return self.offset
+
+    def set_offset(self, offset):
+        self.offset = offset
+
+
+@pytest.fixture
+def through_kernels(device, monkeypatch):
+    """The device of modules that run the kernels: in the interpreter CPU tensors pass for a small GPU's.
+
+    What an input has to have to be sampled is less, too.
+    """
+    monkeypatch.setattr("fusedact.counting.WHOLE", 2**14)
+    if device == "cpu":
+        monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+        monkeypatch.setattr(torch.cuda, "default_generators", [Generator()])
+        monkeypatch.setattr(random, "processors", lambda device: (4, 512))
+    ops._prepared.cache_clear()
+    yield device
+    ops._prepared.cache_clear()
+
+
+@pytest.fixture
+def launched(launch, monkeypatch):
+    """What is launched: names, and the tensors' bytes."""
+    launches = []
+    call = launch.Kernel.__call__
+
+    def recorded(self, grid, first, others, scalars):
+        tensors = [tensor for tensor in (first, *others) if tensor is not None]
+        launches.append((self._function.__name__, tensors, self._constants))
+        call(self, grid, first, others, scalars)
+
+    monkeypatch.setattr(launch.Kernel, "__call__", recorded)
+    return launches
+
+
+def names(launched):
+    return [name for name, _, _ in launched]
+
+
+FROM_BITS = ["input_kernel", "forward_kernel", "fired_kernel"]
+FROM_INPUT = ["input_kernel", "input_kernel", "forward_kernel"]
+FROM_WHOLE = ["input_kernel", "forward_kernel"]
+
+WATCHED = {
+    "units last": ((157, 128), -1, FROM_BITS),
+    "positions": ((10, 8, 16, 16), 1, FROM_BITS),
+    "units first": ((128, 157), 0, FROM_INPUT),  # a period of all elements
+    "few elements": ((30, 16), -1, FROM_WHOLE),
+    "odd": ((157, 131), -1, FROM_INPUT),
+}
+
+
+@activations
+@pytest.mark.parametrize("rng", random.RNGS)
+@pytest.mark.parametrize("case", WATCHED)
+def test_fused_and_plain_agree_in_the_kernels(activation, rng, case, through_kernels, launched, monkeypatch):
+    shape, dim, expected = WATCHED[case]
+    x = (torch.randn(shape, device=through_kernels) * 4).half()
+    fused = MODULES[activation.name](0.5, *parameters(activation), rng=rng)
+    with ActivityMonitor(fused, units=dim) as monitor:
+        fused(x)
+    assert names(launched) == expected
+    with monkeypatch.context() as patch:
+        patch.setattr("fusedact.counting._kernels", lambda: None)
+        plain = eager_modules(activation)
+        with ActivityMonitor(plain, units=dim) as reference:
+            plain[0](x)
+    layer, other = only(monitor.report()), only(reference.report())
+    check_counts(layer, activation, x, dim)
+    assert torch.equal(layer.fired, other.fired)
+    same = ("samples", "activity_samples", "negative", "saturated")
+    assert [getattr(layer, name) for name in same] == [getattr(other, name) for name in same]
+    torch.testing.assert_close(layer.activity, other.activity, rtol=1e-3, atol=0)
+
+
+@activations
+@pytest.mark.parametrize("p", [0.2, 0.8])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_planted_dead_units_in_the_kernels(activation, p, inplace, through_kernels, launched):
+    planted = [0, 17, 63]
+    module = fused_module(activation, p, inplace)
+    bias = torch.zeros(64, device=through_kernels)
+    bias[planted] = -1e3
+    x = torch.rand(260, 64, device=through_kernels) + 0.1 + bias
+    with ActivityMonitor(module) as monitor:
+        module(x.clone())
+    assert names(launched) == FROM_BITS
+    layer = only(monitor.report())
+    assert (layer.fired == 0).nonzero().flatten().tolist() == planted
+    assert layer.fired.sum() == 260 * 61
+
+
+def test_two_monitors_and_a_copied_input_in_the_kernels(through_kernels, launched):
+    """In place, an ELU of negative alpha works on a copy."""
+    module = FusedELUDropout(0.5, alpha=-0.5, inplace=True)
+    x = torch.randn(260, 64, device=through_kernels)
+    with ActivityMonitor(module) as outer, ActivityMonitor(module) as inner:
+        module(x.clone())
+    assert names(launched) == [FROM_BITS[0], *FROM_BITS, FROM_BITS[-1]]
+    for monitor in (outer, inner):
+        check_counts(only(monitor.report()), ACTIVATIONS[0], x, -1)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_signs_count_only_for_their_own_layout(same, through_kernels):
+    x = torch.rand(260, 64, device=through_kernels)
+    tally = Tally.zeros(64, through_kernels)
+    signs = torch.zeros(5 * 128, dtype=torch.int32, device=through_kernels)
+    stride = x.stride() if same else x.t().stride()
+    torch.ops.fusedact.count_activity(x, signs, stride, "fast", -1, "relu", [], 31, *tally)
+    assert tally.counts[0].tolist() == [260] + [0 if same else 260] * 64
+
+
+@activations
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_signs_of_special_values(activation, dtype, through_kernels, launched):
+    info = torch.finfo(dtype)
+    special = [0.0, -0.0, torch.inf, -torch.inf, torch.nan, info.smallest_normal / 4, info.max, info.min]
+    x = torch.tensor(special, dtype=dtype, device=through_kernels).repeat(2100, 1)
+    module = fused_module(activation)
+    with ActivityMonitor(module) as monitor:
+        module(x)
+    assert names(launched) == FROM_BITS
+    assert only(monitor.report()).fired.tolist() == [0, 0, 2100, 0, 0, 2100, 2100, 0]
+
+
+def test_results_are_the_same_with_and_without_it_in_the_kernels(through_kernels):
+    x = torch.randn(260, 64, device=through_kernels, requires_grad=True)
+    for activation in ACTIVATIONS:
+        results = []
+        for watched in (False, True):
+            module = fused_module(activation)
+            if through_kernels == "cpu":
+                torch.cuda.default_generators[0].set_offset(OFFSET)
+            torch.manual_seed(0)
+            monitor = ActivityMonitor(module) if watched else None
+            y = module(x)
+            results.append((y, *torch.autograd.grad(y.sum(), x)))
+            assert monitor is None or only(monitor.report()).samples == 260
+        assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+def test_a_recomputed_forward_counts_once_in_the_kernels(through_kernels, launched):
+    module, x = FusedReLUDropout(0.5), torch.randn(260, 64, device=through_kernels, requires_grad=True)
+    with ActivityMonitor(module) as monitor:
+        checkpoint(module, x, use_reentrant=False, preserve_rng_state=False).sum().backward()
+    assert names(launched).count("forward_kernel") == 2
+    check_counts(only(monitor.report()), ACTIVATIONS[0], x, -1)
+
+
+def test_a_loop_that_ends_within_a_tile_is_counted_from_the_input(through_kernels, launched, monkeypatch):
+    """Programs' words then don't follow each other as the elements do."""
+    if through_kernels == "cuda":
+        pytest.skip("needs a GPU of 3 multiprocessors, which the interpreter plays")
+    monkeypatch.setattr(random, "processors", lambda device: (3, 512))
+    module, x = FusedReLUDropout(0.5), torch.randn(260, 64)
+    with ActivityMonitor(module) as monitor:
+        module(x)
+    assert names(launched) == FROM_INPUT
+    check_counts(only(monitor.report()), ACTIVATIONS[0], x, -1)
+
+
+def test_views_that_have_no_bits_of_their_own(through_kernels, launched):
+    """The kernels run on a copy; the monitor reads one too."""
+    module, x = FusedReLUDropout(0.5), torch.randn(260, 128, device=through_kernels)
+    for view in (x[:, ::2], x[:, :1].expand(-1, 64), torch._neg_view(x)):
+        with ActivityMonitor(module) as monitor:
+            module(view)
+        check_counts(only(monitor.report()), ACTIVATIONS[0], view, -1)
+    module(x.t())  # unwatched
+    with ActivityMonitor(module) as monitor:
+        module(x.t())
+    assert "fired_kernel" not in names(launched)
+    check_counts(only(monitor.report()), ACTIVATIONS[0], x.t(), -1)
+
+
+@activations
+@pytest.mark.parametrize(
+    ("case", "rng", "inplace"),
+    [
+        ("units last", "eager", False),
+        ("units last", "fast", True),
+        ("positions", "eager", True),
+        ("few elements", "eager", False),
+        ("odd", "eager", False),
+    ],
+)
+def test_compiled_for_the_kernels(activation, rng, case, inplace, through_kernels, launched, monkeypatch):
+    """A compiler's graph has the operators; in the interpreter too."""
+    monkeypatch.setattr(ops, "_OPERATORS", through_kernels)
+    torch.compiler.reset()
+    shape, dim, expected = WATCHED[case]
+    x = (torch.randn(shape, device=through_kernels) * 4).half()
+    module = MODULES[activation.name](0.5, *parameters(activation), inplace=inplace, rng=rng)
+    with ActivityMonitor(module, units=dim) as monitor:
+        compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+        compiled(x.clone())
+    assert sorted(names(launched)) == sorted(expected)
+    check_counts(only(monitor.report()), activation, x, dim)
+
+
+# What forward and backward move per element with a monitor, by what they move without.
+MOST = 1.05
+
+
+@activations
+@pytest.mark.parametrize(
+    ("dtype", "rng"),
+    [(torch.bfloat16, "eager"), (torch.bfloat16, "fast"), (torch.float32, "eager")],
+    ids=["bfloat16", "bfloat16-fast", "float32"],
+)
+def test_a_monitor_moves_few_bytes_more(activation, rng, dtype, through_kernels, launched):
+    """Each tensor of a launch once, and of the sampled input what is read of it; full tiles."""
+    module = MODULES[activation.name](0.5, rng=rng)
+    x = torch.randn(512, 64, dtype=dtype, device=through_kernels, requires_grad=True)
+    moved = []
+    for watched in (False, True):
+        launched.clear()
+        with ActivityMonitor(module) if watched else contextlib.nullcontext():
+            module(x).sum().backward()
+        assert names(launched) == [*(FROM_BITS if watched else ["forward_kernel"]), "backward_kernel"]
+        moved.append(sum(bytes_moved(*launch) for launch in launched))
+    assert 1 < moved[1] / moved[0] < MOST
+
+
+def bytes_moved(name, tensors, constants):
+    if name == "input_kernel":
+        assert (constants["FIRED"], constants["ACTIVITY"]) == (False, True)
+        return tensors[0].nbytes * 17 / 512  # rows
+    if name == "fired_kernel":
+        return tensors[0].numel() * 4  # the tally is a few words
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def check_counts(layer, activation, x, dim):
+    fired, samples, _ = recount(activation, x, dim)
+    assert torch.equal(layer.fired, fired)
+    assert layer.samples == samples
+
+
+# The counting kernels ------------------------------------------------------------------------------------
+
+# Units, positions, samples.
+COUNTED = [
+    (128, 1, 200),  # alike in all groups
+    (8, 1, 5000),
+    (1, 1, 30_000),
+    (3, 1, 20_000),
+    (96, 1, 700),  # across tiles
+    (4096, 1, 40),
+    (12_288, 1, 20),
+    (8, 64, 60),
+    (5, 48, 1100),
+    (1, 320, 700),
+    (64, 1, 64 * 600),  # more tiles than a sum of 8 bits can have, with the programs that are below
+]
+
+
+@pytest.mark.parametrize("lanes", [8, 4, 2])
+@pytest.mark.parametrize("case", COUNTED, ids=str)
+@pytest.mark.parametrize("density", [0.5, 1.0])
+def test_bits_are_counted(lanes, case, density, device, launch, monkeypatch):
+    from fusedact.kernels import activity
+    from fusedact.kernels.dropout import COLUMNS, TILE
+
+    units, inner, outer = case
+    if lanes < 8 and outer * units * inner > 500_000:
+        pytest.skip("long, and the same additions")
+    bits = torch.rand(outer, units, inner, device=device) < density
+    n = bits.numel()
+    tiles = -(-n // TILE)
+    # What lies beyond the end is set, as it may be.
+    flat = torch.cat([bits.flatten(), bits.new_ones(tiles * TILE - n)])
+    flat = flat.view(tiles, 32 // lanes, COLUMNS, lanes).transpose(1, 2).reshape(tiles, COLUMNS, 32).int()
+    places = torch.arange(31, -1, -1, dtype=torch.int32, device=device)
+    words = (flat << places).sum(2, dtype=torch.int32)
+    planes = torch.stack([torch.full_like(words, -1), words], 1)  # of which one is counted
+    counts = torch.full((1 + units,), 2**40, device=device)
+    monkeypatch.setattr(activity, "_PROGRAMS", 1)  # as few as there may be, so that each has many tiles
+    kernel, grid, scalars = activity._fired.__wrapped__(n, units, inner, 2, lanes)
+    kernel(grid, planes[:, 1], (counts,), scalars)
+    expected = torch.cat([counts.new_tensor([outer * inner]), bits.sum((0, 2))])
+    assert torch.equal(counts - 2**40, expected)
+
 
 LAYOUTS = {
     "contiguous": lambda x: x,
@@ -625,23 +1054,33 @@ def test_the_kernel_and_a_single_units_stride(device):
 
 
 def check_kernel(module, activation, x, dim):
+    """Both figures together, and each of them."""
     values = parameters(activation)
-    fired, samples, mean = recount(activation, x, dim)
+    fired, samples, mean = (
+        torch.as_tensor(figure, device=x.device) for figure in recount(activation, x, dim)
+    )
     units = len(fired)
-    counts = torch.full((3, units), 2**40, device=x.device)
-    totals = torch.ones(units, dtype=torch.float64, device=x.device)
-    for _ in range(2):
-        assert module.count(activation, x, dim, *(values or (0.0,)), counts, totals)
     low = torch.zeros_like(fired)
     if activation.saturation is not None:
         low = (x < activation.saturation).movedim(dim, -1).reshape(-1, units).sum(0)
-    expected = torch.stack([fired, low, torch.full_like(fired, samples)])
-    assert torch.equal(counts, 2**40 + 2 * expected)
-    tolerance = 1e-12 if x.dtype is torch.float64 else 1e-5
-    torch.testing.assert_close(totals, 1 + 2 * samples * mean, rtol=tolerance, atol=0, equal_nan=True)
+    dense = x.clone() if x.is_neg() or not torch.ops.aten.is_non_overlapping_and_dense(x) else x
+    inner = dense.stride(dim) if units > 1 else 1
+    shape = x.numel() // (units * inner), units, inner
+    for figures in ((True, True), (True, False), (False, True)):
+        counts = torch.full((2, 1 + units), 2**40, device=x.device)
+        totals = torch.ones(units, dtype=torch.float64, device=x.device)
+        for _ in range(2):
+            arguments = dense, shape, min(inner, RUN), 1, int(samples), figures, counts, totals
+            assert module.count_input(activation, *(values or (0.0,)), *arguments)
+        expected = [torch.cat([samples.view(1), figure]) for figure in (fired, low)]
+        expected = torch.stack([row * asked for row, asked in zip(expected, figures, strict=True)])
+        assert torch.equal(counts, 2**40 + 2 * expected)
+        tolerance = 1e-12 if x.dtype is torch.float64 else 1e-5
+        total = 1 + 2 * samples * mean if figures[1] else torch.ones_like(mean)
+        torch.testing.assert_close(totals, total, rtol=tolerance, atol=0, equal_nan=True)
 
 
-COMPILE = """
+COMPILE = r"""
 import re, torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -656,21 +1095,40 @@ class Driver:  # as much of a GPU as compilation asks for
 
 driver.set_active(Driver())
 from benchmarks import machine_code
+from fusedact import random
+from fusedact.counting import RUN, Tally
 from fusedact.functional import ACTIVATIONS
-from fusedact.kernels import activity
+from fusedact.kernels import activity, launch
 
-x = torch.empty(16, dtype=torch.bfloat16)
-tally = torch.empty(3, 16, dtype=torch.int64), torch.empty(16, dtype=torch.float64)
+x = torch.empty(2**20, dtype=torch.bfloat16)
+bits, tally = torch.empty(2**16, dtype=torch.int32), Tally.zeros(16, "cpu")
+
+def show(kernel, grid, *arguments):
+    compiled = kernel._function.warmup(*arguments, grid=grid, **kernel._constants)
+    loads = set(re.findall(r"ld[.]global[.](\S*)", compiled.asm["ptx"]))
+    spills = machine_code._nvidia(compiled).spill_bytes
+    print(kernel._function.__name__, f"{spills} spilled", *loads, f"shared {compiled.metadata.shared}")
+
 for row in ACTIVATIONS:
     for shape in ((4096, 1024, 1), (64, 64, 3136)):
-        grid, constants = activity._launch(row, 0.3, False, *shape)
-        compiled = activity.activity_kernel.warmup(x, *tally, *shape, grid=grid, **constants)
-        spills = machine_code._nvidia(compiled).spill_bytes
-        print(spills, *set(re.findall(r"ld[.]global[.](\\S*)", compiled.asm["ptx"])))
+        for figures in ((True, False), (False, True)):
+            run = min(shape[2], RUN)
+            kernel, grid, first, last = activity._input(row, x.dtype, 0.3, shape, run, 31, figures)
+            show(kernel, grid, x, *tally, *first, 1, *last)
+for units, inner in ((128, 1), (4096, 1), (64, 3136)):
+    kernel, grid, scalars = activity._fired(2**30, units, inner, 2, 8)
+    show(kernel, grid, bits, tally[0], *scalars)
+for row in ACTIVATIONS:
+    for rng in random.RNGS:
+        plan = random.plan(rng, 2**20, 2, 132, 2048)
+        prepared = launch.prepare(row, x.dtype, "cpu", 2**20, 0.3, 0.5, plan, watched=True)
+        signs = None if prepared.signs is None else bits
+        show(prepared.forward, prepared.grid, x, x, bits, signs, *prepared.walk, *(1,) * 4,
+            *prepared.forward_scalars)
 """
 
 
-def test_the_kernel_compiles_to_wide_loads_without_spills():
+def test_the_kernels_compile_to_wide_loads_without_spills():
     """For a GPU that need not be there; in a process of its own, as this one may have the interpreter."""
     pytest.importorskip("triton", reason="needs Triton's compiler")
     root = Path(__file__).parents[1]
@@ -678,4 +1136,12 @@ def test_the_kernel_compiles_to_wide_loads_without_spills():
     environment["PYTHONPATH"] = os.pathsep.join((str(root / "src"), str(root)))
     result = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split("\n")[:-1] == ["0 v4.b32"] * 2 * len(ACTIVATIONS)
+    lines = result.stdout.split("\n")[:-1]
+    assert len(lines) == 4 * len(ACTIVATIONS) + 3 + len(random.RNGS) * len(ACTIVATIONS)
+    for line in lines:
+        kernel, expected = line.split()[0], r"0 spilled v4\.b32 shared 0"
+        if kernel == "input_kernel":  # a sum over threads goes through shared memory, once in a program
+            expected = r"0 spilled v4\.b32 shared \d+"
+        elif kernel == "fired_kernel":
+            expected = r"0 spilled b32 shared 0"
+        assert re.fullmatch(f"{kernel} {expected}", line)

@@ -178,21 +178,21 @@ def test_a_size_that_depends_on_data(path):
 # The operators
 
 
-def arguments(activation, x, rng):
+def arguments(activation, x, rng, watched=False):
     numbers = (torch.tensor([SEED - 2**64], device=x.device), torch.tensor([OFFSET], device=x.device))
-    return x, *numbers, activation.name, (*parameters(activation), 0.0)[0], 0.3, rng
+    return x, *numbers, activation.name, (*parameters(activation), 0.0)[0], 0.3, rng, watched
 
 
 @activations
-@rngs
-def test_opcheck(activation, rng, device):
+@pytest.mark.parametrize(("rng", "watched"), [("eager", False), ("eager", True), ("fast", True)])
+def test_opcheck(activation, rng, watched, device):
     x = torch.randn(6, 40, device=device)
     for view in (x.t(), x[:0]) if rng == "eager" else (x[:, ::2],):
-        inputs = arguments(activation, view.detach().requires_grad_(), rng)
+        inputs = arguments(activation, view.detach().requires_grad_(), rng, watched)
         torch.library.opcheck(torch.ops.fusedact.activation_dropout, inputs)
-        y, bits = torch.ops.fusedact.activation_dropout(*inputs)
+        y, bits, _ = torch.ops.fusedact.activation_dropout(*inputs)
         saved = view if activation.saved is Saved.INPUT else None
-        inputs = (torch.randn(view.shape, device=device), saved, bits, y.stride(), *inputs[3:])
+        inputs = (torch.randn(view.shape, device=device), saved, bits, y.stride(), *inputs[3:-1])
         torch.library.opcheck(torch.ops.fusedact.activation_dropout_backward, inputs)
 
 
@@ -211,7 +211,7 @@ def test_operators_are_exact(activation, rng, dtype, device):
             words = reference.eager_words(torch.arange(n), plan, SEED, OFFSET)
             keep = words < random.keep_threshold(0.3, dtype is torch.float64)
         keep = torch.as_strided(keep, x.shape, x.stride()).to(device)
-        y, _ = torch.ops.fusedact.activation_dropout(*arguments(activation, x, rng))
+        y, *_ = torch.ops.fusedact.activation_dropout(*arguments(activation, x, rng))
         (dx,) = torch.autograd.grad(y, x, dy)
         assert y.stride() == dx.stride() == x.stride()
         p, x = random.used_probability(0.3, rng), x.detach()
@@ -245,7 +245,8 @@ def test_one_formula_for_the_tiles(rng, dtype, launch):
             assert 256 * plan.blocks * plan.lanes <= 2**30 + 256 * plan.lanes
             programs, iterations, rounds = launch.grid(n, plan)
             x = torch.empty(n, dtype=dtype, device="meta")
-            _, bits = ops._forward_fake(x, x, x, "relu", 0.0, 0.5, rng)
+            _, bits, signs = ops._forward_fake(x, x, x, "relu", 0.0, 0.5, rng, True)
+            assert signs.numel() == bits.numel()
             spare = bits.numel() // 128 - programs * iterations * rounds
             assert 0 <= spare <= (0 if n < 2**30 else 2**18 + 1)
 

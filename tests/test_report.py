@@ -63,6 +63,15 @@ def test_figures_of_a_layer():
     assert found["kept by eager, B"] == ["3.000"]
 
 
+def test_figures_of_a_monitor():
+    case = {**LAYER, "kind": "monitor"}
+    more = [
+        benchmark(seconds, backend=name, **case) for seconds, name in ((5e-6, "monitored"), (4e-6, "fused"))
+    ]
+    found = table(report.text(report.Run(content(*more))), "activation")
+    assert (found["without, us"], found["with, us"], found["times as long"]) == (["4.0"], ["5.0"], ["1.25"])
+
+
 def test_figures_of_a_step():
     found = table(report.text(report.Run(results())), "model")
     assert found["backend"] == ["fused", "eager"]

@@ -16,7 +16,7 @@ class Saved(enum.Enum):
     """What forward keeps for backward, per element."""
 
     ALIVE = "one bit: kept by dropout, and the activation passes the gradient on unchanged"
-    FLAG = "two bits: kept by dropout, and the flag that the activation's Triton forward returns"
+    FLAG = "two bits: kept by dropout, and the activation's Triton forward's flag, which is x > 0"
     INPUT = "one bit: kept by dropout; and the input itself"
 
 
@@ -57,8 +57,6 @@ ROWS: dict[str, Activation] = {}  # by name, which is what a registered operator
 
 def check_probability(p: float) -> float:
     """`p` as a float; ValueError unless it is a number in [0, 1]."""
-    if type(p) is float and 0.0 <= p <= 1.0:  # as nearly always: the general test is slow
-        return p
     if isinstance(p, numbers.Real) and not isinstance(p, bool) and 0 <= p <= 1:
         return float(p)
     raise ValueError(f"dropout probability has to be a number between 0 and 1, but got p={p!r}")

@@ -4,10 +4,8 @@ Everything is counted on the activation's input, before dropout: a dropped eleme
 The counts stay on the device, as 64-bit integers, until a report is asked for.
 """
 
-import functools
-import importlib.util
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -17,9 +15,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .activations import Activation, check_parameter
+from .counting import Tally, add_up, count_operator
 from .functional import ACTIVATIONS
 from .nn import _FusedDropout
-from .ops import _DTYPES
+from .ops import Counter
+from .random import Plan
 
 MODES = ("all", "train", "eval")
 
@@ -29,22 +29,25 @@ class LayerActivity:
     """What one layer's units did in a window.
 
     A sample is one value of a unit: an element of the batch, in a convolutional layer also a position.
-    h is the activation's output before dropout.
+    h is the activation's output before dropout. What fires is counted in all samples; mean |h|, and with it
+    which units are dormant, and saturation are of `activity_samples` of them: see `ActivityMonitor`'s stride.
 
     Attributes:
         layer: its name in the model.
         activation: the name of the PyTorch activation.
         samples: values seen of each unit.
-        fired: how many of them had a positive input; int64 [units].
-        activity: the mean of |h| over the samples; float64 [units].
+        activity_samples: how many of them `activity`, `dormant` and `saturated` are of.
+        fired: how many samples had a positive input; int64 [units].
+        activity: the mean of |h| over the `activity_samples`; float64 [units].
         dead: units that never fired; bool [units]. None for an activation whose units can't die, because
             negative inputs have an output and a gradient too.
         dormant: units whose activity is at most `tau` times the mean activity of the layer's units; bool
             [units]. That is the tau-dormant neuron of Sokar et al., "The dormant neuron phenomenon in deep
             reinforcement learning" (ICML 2023), definition 3.1. In a layer of zeros, every unit.
         negative: the fraction of all values whose input isn't positive.
-        saturated: the fraction of all values so far below 0 that the derivative is less than 5% of what it
-            is just below 0 (ELU: an input below -3); None for an activation that doesn't saturate.
+        saturated: the fraction of the `activity_samples`' values so far below 0 that the derivative is less
+            than 5% of what it is just below 0 (ELU: an input below -3); None for an activation that doesn't
+            saturate.
         newly_dead: units dead now and not in the window before; bool [units], None if there is none.
         revived: units dead in the window before and not now; likewise.
         always_dead: units dead in every window so far, this one included; likewise.
@@ -54,6 +57,7 @@ class LayerActivity:
     layer: str
     activation: str
     samples: int
+    activity_samples: int
     fired: Tensor
     activity: Tensor
     dead: Tensor | None
@@ -72,7 +76,7 @@ class LayerActivity:
 
     @property
     def mean_activity(self) -> float:
-        """The mean of |h| over samples and units."""
+        """The mean of |h| over the `activity_samples` and units."""
         return self.activity.mean().item()
 
     def as_dict(self) -> dict[str, Any]:
@@ -81,6 +85,7 @@ class LayerActivity:
             "activation": self.activation,
             "units": self.units,
             "samples": self.samples,
+            "activity_samples": self.activity_samples,
             "dead": _count(self.dead),
             "dormant": _count(self.dormant),
             "negative": self.negative,
@@ -114,8 +119,8 @@ class ActivityReport:
         return {layer.layer: layer.as_dict() for layer in self.layers}
 
     def __str__(self) -> str:
-        header = ("layer", "activation", "units", "samples", "dead", "dormant", "negative", "saturated")
-        rows = [(*header, "mean |h|", "trend")]
+        header = ("layer", "activation", "units", "samples", "dead", "negative", "trend")
+        rows = [(*header, "read", "mean |h|", "dormant", "saturated")]
         for layer in self.layers:
             rows.append(
                 (
@@ -124,17 +129,21 @@ class ActivityReport:
                     str(layer.units),
                     str(layer.samples),
                     _share(layer.dead),
-                    _share(layer.dormant),
                     f"{layer.negative:.1%}",
-                    "-" if layer.saturated is None else f"{layer.saturated:.1%}",
-                    f"{layer.mean_activity:.3g}",
                     "-"
                     if layer.newly_dead is None
                     else f"{_count(layer.newly_dead)} died, {_count(layer.revived)} revived",
+                    str(layer.activity_samples),
+                    f"{layer.mean_activity:.3g}",
+                    _share(layer.dormant),
+                    "-" if layer.saturated is None else f"{layer.saturated:.1%}",
                 )
             )
-        widths = [max(len(row[i]) for row in rows) for i in range(len(header) + 2)]
-        lines = [f"Window {self.window}; dormant: at most {self.tau:g} of the layer's mean |h|"]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            f"Window {self.window}; |h|, dormant and saturated are of the samples read; "
+            f"dormant: at most {self.tau:g} of the layer's mean |h|"
+        ]
         for row in rows:
             cells = [
                 text.ljust(w) if i < 2 else text.rjust(w)
@@ -152,7 +161,7 @@ class ActivityReport:
         """The remedies whose causes are in these figures, each with them; empty if there is no cause.
 
         A unit that didn't fire in n samples fires, with 95% confidence, in less than 3 of n (the rule of
-        three). Below 100 samples no unit is called dead here.
+        three). Below 100 samples no unit is called dead here, and below 100 that were read none dormant.
         """
         return [line for layer in self.layers for line in _advice(layer)]
 
@@ -180,7 +189,9 @@ def _advice(layer: LayerActivity) -> Iterator[str]:
             f"{layer.layer}: {always} of {layer.units} units were dead in every window so far. If training "
             "began with the first, they were born so: He initialisation (nn.init.kaiming_normal_) helps."
         )
-    if layer.p is not None and layer.p > 0.5 and 10 * dormant >= layer.units:
+    window = f"in {layer.activity_samples} samples"
+    enough = layer.activity_samples >= 100
+    if enough and layer.p is not None and layer.p > 0.5 and 10 * dormant >= layer.units:
         yield (
             f"{layer.layer}: {dormant} of {layer.units} units are dormant {window}, at p = {layer.p:g}: a "
             "unit learns from few samples. Try a lower p."
@@ -204,72 +215,15 @@ def _share(units: Tensor | None) -> str:
     return "-" if units is None else f"{int(units.sum())} ({units.double().mean().item():.1%})"
 
 
-# Counting ---------------------------------------------------------------------------------------------
-
-_BY_NAME = {activation.name: activation for activation in ACTIVATIONS}
-
-
-@functools.cache
-def _kernel() -> Any:
-    """The function that counts in one read, where there is Triton; else None."""
-    if importlib.util.find_spec("triton") is None:
-        return None
-    from .kernels import activity
-
-    return activity.count
-
-
-def count(
-    input: Tensor, dim: int, activation: str, parameters: list[float], counts: Tensor, activity: Tensor
-) -> None:
-    """Add an activation's `input` to its tally; no synchronisation.
-
-    In a backward pass it does nothing: what runs forward there is a checkpoint that computes again.
-
-    Args:
-        input: any shape.
-        dim: along which its units stand.
-        activation: its row's name.
-        parameters: the activation's.
-        counts: int64 [3, units]: positive inputs, saturated ones, all.
-        activity: float64 [units], the sum of |h|.
-    """
-    if torch._C._current_graph_task_id() != -1:
-        return
-    row = _BY_NAME[activation]
-    with torch.no_grad():
-        x = input.detach()
-        if x.ndim < 2:
-            x, dim = x.reshape(1, -1), 1
-        kernel = _kernel() if x.is_cuda and x.dtype in _DTYPES else None
-        if kernel is not None and kernel(row, x, dim, *(parameters or (0.0,)), counts, activity):
-            return
-        others = [d for d in range(x.ndim) if d != dim % x.ndim]
-        counts[0] += (x > 0).sum(others)
-        if row.saturation is not None:
-            counts[1] += (x < row.saturation).sum(others)
-        counts[2] += x.numel() // x.shape[dim]
-        activity += row.eager(x, *parameters).abs().sum(others, dtype=torch.float64)
-
-
-# What a compiler sees of it: one operator, which decides when it runs whether it is in a backward pass.
-_count_operator = torch.library.custom_op(
-    "fusedact::count_activity", count, mutates_args=("counts", "activity")
-)
-
-
-@_count_operator.register_fake
-def _(
-    input: Tensor, dim: int, activation: str, parameters: list[float], counts: Tensor, activity: Tensor
-) -> None:
-    pass
+# The monitor ------------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
 class _Layer:
-    """A watched module: its forward pre-hook, and one tally per number of units and device.
+    """A watched module, and one tally per number of units and device.
 
-    A pre-hook, since an activation in place leaves nothing of its input.
+    A fused module's call asks its watchers itself; of others a pre-hook does, since an activation in place
+    leaves nothing of its input.
     """
 
     name: str
@@ -278,7 +232,29 @@ class _Layer:
     dim: int | None  # None: not chosen, and no module before it tells
     chosen: bool
     mode: str
-    tallies: dict[tuple[int, torch.device], tuple[Tensor, Tensor]]
+    stride: int
+    tallies: dict[tuple[int, torch.device], Tally]
+
+    def attach(self) -> Callable[[], None]:
+        """Begin to count; the function returned ends it."""
+        module: Any = self.module
+        if type(module).forward is not _FusedDropout.forward or "forward" in vars(module):
+            handle = module.register_forward_pre_hook(self._before, with_kwargs=True)
+            return lambda: handle.remove()
+        module._watchers = (*module._watchers, self)
+        return self._detach
+
+    def _detach(self) -> None:
+        module: Any = self.module
+        module._watchers = tuple(watcher for watcher in module._watchers if watcher is not self)
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.wants(module.training):
+            self(args[0] if args else kwargs.get("input"))
+
+    def wants(self, training: bool) -> bool:
+        """Whether calls in that mode count."""
+        return self.mode == "all" or training == (self.mode == "train")
 
     @property
     def parameters(self) -> list[float]:
@@ -296,16 +272,26 @@ class _Layer:
             )
         return -1
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.mode != "all" and module.training != (self.mode == "train"):
-            return
-        x = args[0] if args else kwargs.get("input")
+    def __call__(self, x: Any, plan: Plan | None = None) -> Counter | None:
+        """Count an input; see `ops.Watcher`."""
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.numel() == 0:
-            return  # no units, or the module's own error is about to come
-        compiling = torch.compiler.is_compiling()
-        if not compiling:
-            self._check(x)
+            return None  # no units, or the module's own error is about to come
+        if torch.compiler.is_compiling():
+            self.compiled(x)
+            return None
+        self._check(x)
         dim = self.unit_dim(x.ndim)
+        return add_up(x, dim, self.activation, self.parameters, self.stride, self._tally(x, dim), plan)
+
+    def compiled(
+        self, x: Tensor, signs: Tensor | None = None, signs_stride: Sequence[int] = (), rng: str = "eager"
+    ) -> None:
+        """Count an input in a compiler's graph; see `ops.Watcher`."""
+        dim = self.unit_dim(x.ndim)
+        arguments = dim, self.activation.name, self.parameters, self.stride
+        count_operator(x.detach(), signs, signs_stride, rng, *arguments, *self._tally(x, dim))
+
+    def _tally(self, x: Tensor, dim: int) -> Tally:
         key = (x.shape[dim] if x.ndim else 1, x.device)
         if key not in self.tallies:
             if x.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -314,12 +300,8 @@ class _Layer:
                     "captured: memory for its counts can't be made in one"
                 )
             with torch.inference_mode(False):  # or they could be changed in no other mode
-                self.tallies[key] = (
-                    torch.zeros(3, key[0], dtype=torch.int64, device=x.device),
-                    torch.zeros(key[0], dtype=torch.float64, device=x.device),
-                )
-        function: Callable[..., None] = _count_operator if compiling else count
-        function(x.detach(), dim, self.activation.name, self.parameters, *self.tallies[key])
+                self.tallies[key] = Tally.zeros(*key)
+        return self.tallies[key]
 
     def _check(self, x: Tensor) -> None:
         if torch._C._are_functorch_transforms_active():
@@ -334,11 +316,14 @@ class _Layer:
 class ActivityMonitor:
     """Counts which units of a model fire, from now on until `close`; as a context manager, to its end.
 
-    It watches fused modules and `nn.ReLU`, `nn.LeakyReLU` and `nn.ELU`, by hooks that read the activation's
-    input once more: on a GPU with Triton in one kernel, where forward and backward of a fused module then
-    move 1.20 (ELU) to 1.25 times the bytes. Nothing waits for the GPU until a report is asked for. Calls of
-    functions (`F.relu(x)`) aren't seen; `fusedact.fuse` makes modules of those that a dropout follows.
+    It watches fused modules and `nn.ReLU`, `nn.LeakyReLU` and `nn.ELU`. Calls of functions (`F.relu(x)`)
+    aren't seen; `fusedact.fuse` makes modules of those that a dropout follows. Nothing waits for the GPU
+    until a report is asked for.
 
+    - Which units fire is counted in all samples: in the kernels of a fused module from a bit per element
+      that forward packs, elsewhere from the input, which is read once more.
+    - Mean |h|, and with it which units are dormant, and saturation are of every `stride`-th sample: after a
+      convolution of every `stride`-th run of 64 positions. Inputs of at most 65,536 elements are read whole.
     - The window is what ran since the monitor began or `end_window` was last called.
     - A module that is called several times is one layer, and its calls add up; one that gets different
       numbers of units is one layer for each, as `name[units]`.
@@ -358,12 +343,14 @@ class ActivityMonitor:
             for inputs of four or more dimensions, else the last.
         tau: of dormant units, see `LayerActivity.dormant`; at least 0.
         mode: which calls count: those in "train" mode, in "eval" mode, or "all".
+        stride: of the samples that are read for mean |h| and saturation; 1 reads all. That it is prime keeps
+            it from meeting the same position of each sequence.
         group: the processes whose counts are added up. Default: all.
 
     Raises:
         TypeError: `model` is no module, or `units` neither an int nor a mapping to ints.
         ValueError: there is nothing to watch; `units` names a layer that isn't watched, `tau` is no number
-            of at least 0, or `mode` has another value.
+            of at least 0, `stride` no int of at least 1, or `mode` has another value.
 
     Examples:
         >>> net = nn.Sequential(nn.Linear(784, 128), FusedReLUDropout(0.5), nn.Linear(128, 10))
@@ -379,6 +366,7 @@ class ActivityMonitor:
         units: int | Mapping[str, int] | None = None,
         tau: float = 0.025,
         mode: str = "all",
+        stride: int = 31,
         group: "dist.ProcessGroup | None" = None,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -388,15 +376,15 @@ class ActivityMonitor:
             raise ValueError(f"tau has to be at least 0, but got tau={tau!r}")
         if mode not in MODES:
             raise ValueError(f"mode has to be one of {', '.join(map(repr, MODES))}, but got mode={mode!r}")
+        if isinstance(stride, bool) or not isinstance(stride, int) or stride < 1:
+            raise ValueError(f"stride has to be an int of at least 1, but got stride={stride!r}")
         self.group = group
-        self._layers = _watched(model, units, mode)
+        self._layers = _watched(model, units, mode, stride)
         self._window = 1
         self._dead: dict[str, Tensor] = {}  # in the last window
         self._always: dict[str, Tensor] = {}  # in all windows
         self._history: list[dict[str, tuple[float, float]]] = []  # fractions dead and dormant
-        self._handles = [
-            layer.module.register_forward_pre_hook(layer, with_kwargs=True) for layer in self._layers
-        ]
+        self._detach = [layer.attach() for layer in self._layers]
 
     def __enter__(self) -> "ActivityMonitor":
         return self
@@ -408,11 +396,11 @@ class ActivityMonitor:
 
     def close(self) -> None:
         """Stop counting. The counts so far stay, for `report`."""
-        for handle in self._handles:
-            handle.remove()
+        for detach in self._detach:
+            detach()
         for layer in self._layers:
             # A CUDA graph goes on with the tensors that it knows.
-            layer.tallies = {key: (c.clone(), a.clone()) for key, (c, a) in layer.tallies.items()}
+            layer.tallies = {key: Tally(*map(Tensor.clone, tally)) for key, tally in layer.tallies.items()}
 
     def report(self) -> ActivityReport:
         """The figures of the window so far. Waits for the GPU; among processes, all have to call it."""
@@ -420,10 +408,10 @@ class ActivityMonitor:
         found, called = [], set()
         for layer in self._layers:
             by_units = tallies.get(layer.name, {})
-            for units, (counts, activity) in sorted(by_units.items()):
+            for units, tally in sorted(by_units.items()):
                 name = layer.name if len(by_units) == 1 else f"{layer.name}[{units}]"
-                if units and counts[2, 0] > 0:
-                    found.append(self._figures(layer, name, counts, activity))
+                if tally.counts[0, 0] > 0:
+                    found.append(self._figures(layer, name, tally))
                     called.add(layer.name)
         silent = tuple(layer.name for layer in self._layers if layer.name not in called)
         return ActivityReport(self._window, self.tau, tuple(found), silent)
@@ -462,7 +450,7 @@ class ActivityMonitor:
             left.plot(numbers, [100 * v for v in dormant], "x--", color=f"C{i}", label=f"{name}: dormant")
         for i, layer in enumerate(report.layers):
             scores = layer.activity / (layer.mean_activity or 1.0)
-            label = f"{layer.layer}: {layer.samples} samples"
+            label = f"{layer.layer}: {layer.activity_samples} samples"
             right.hist(scores.tolist(), bins=40, histtype="step", color=f"C{i}", label=label)
         left.set(xlabel="window", ylabel="units (%)", ylim=(0, None))
         left.xaxis.get_major_locator().set_params(integer=True)
@@ -473,10 +461,9 @@ class ActivityMonitor:
                 axis.legend()
         return figure
 
-    def _figures(self, layer: _Layer, name: str, counts: Tensor, activity: Tensor) -> LayerActivity:
-        fired, saturated, seen = counts
-        samples = int(seen[0])
-        activity = activity / samples
+    def _figures(self, layer: _Layer, name: str, tally: Tally) -> LayerActivity:
+        (samples, read), (fired, saturated) = tally.counts[:, 0].tolist(), tally.counts[:, 1:]
+        activity = tally.activity / read
         dead = fired == 0 if _can_die(layer) else None
         newly_dead = revived = always_dead = None
         if dead is not None and name in self._dead:
@@ -487,12 +474,15 @@ class ActivityMonitor:
             layer=name,
             activation=layer.activation.module.__name__,
             samples=samples,
+            activity_samples=read,
             fired=fired,
             activity=activity,
             dead=dead,
             dormant=activity <= self.tau * activity.mean(),
             negative=1 - int(fired.sum()) / total,
-            saturated=None if layer.activation.saturation is None else int(saturated.sum()) / total,
+            saturated=None
+            if layer.activation.saturation is None
+            else int(saturated.sum()) / (read * len(fired)),
             newly_dead=newly_dead,
             revived=revived,
             always_dead=always_dead,
@@ -512,7 +502,7 @@ def _can_die(layer: _Layer) -> bool:
     return not layer.activation.eager(torch.tensor([-0.5, -1.0]), *layer.parameters).any()
 
 
-def _watched(model: nn.Module, units: int | Mapping[str, int] | None, mode: str) -> list[_Layer]:
+def _watched(model: nn.Module, units: int | Mapping[str, int] | None, mode: str, stride: int) -> list[_Layer]:
     layers = []
     before: int | None = None  # the units' dimension of the last module that tells
     for name, module in model.named_modules():
@@ -524,7 +514,8 @@ def _watched(model: nn.Module, units: int | Mapping[str, int] | None, mode: str)
             before = -1
         activation = _row(module)
         if activation is not None:
-            layers.append(_Layer(name or "(the model)", module, activation, before, False, mode, {}))
+            name = name or "(the model)"
+            layers.append(_Layer(name, module, activation, before, False, mode, stride, {}))
     if not layers:
         kinds = ", ".join(f"nn.{row.module.__name__}" for row in ACTIVATIONS)
         raise ValueError(
@@ -557,19 +548,15 @@ def _row(module: nn.Module) -> Activation | None:
     return next((row for row in ACTIVATIONS if isinstance(module, row.module)), None)
 
 
-_Tallies = dict[str, dict[int, tuple[Tensor, Tensor]]]
+_Tallies = dict[str, dict[int, Tally]]
 
 
-def _merged(layer: _Layer) -> dict[int, tuple[Tensor, Tensor]]:
+def _merged(layer: _Layer) -> dict[int, Tally]:
     """Its tallies on the CPU, those of several devices added up."""
-    merged: dict[int, tuple[Tensor, Tensor]] = {}
+    merged: dict[int, Tally] = {}
     for (units, _), tally in layer.tallies.items():
-        counts, activity = (tensor.cpu() for tensor in tally)
-        if units in merged:
-            counts, activity = counts + merged[units][0], activity + merged[units][1]
-        elif tally[0].device.type == "cpu":
-            counts, activity = counts.clone(), activity.clone()  # the tally itself goes on
-        merged[units] = (counts, activity)
+        before = merged.get(units) or Tally.zeros(units, "cpu")
+        merged[units] = Tally(*(a + b.cpu() for a, b in zip(before, tally, strict=True)))
     return merged
 
 
@@ -577,18 +564,16 @@ def _reduced(tallies: _Tallies, group: "dist.ProcessGroup | None") -> _Tallies:
     """The tallies of all processes, added up; a layer needn't have run in each."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) < 2:
         return tallies
-    mine = [(name, units) for name, by_units in tallies.items() for units in by_units]
+    here = [(name, units) for name, by_units in tallies.items() for units in by_units]
     everyones: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(everyones, mine, group)
+    dist.all_gather_object(everyones, here, group)
     keys = sorted({key for keys in everyones for key in keys})
     device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
     reduced: _Tallies = {name: {} for name in tallies}
     for name, units in keys:
-        counts, activity = tallies.get(name, {}).get(
-            units, (torch.zeros(3, units, dtype=torch.int64), torch.zeros(units, dtype=torch.float64))
-        )
-        counts, activity = counts.to(device), activity.to(device)
-        dist.all_reduce(counts, group=group)
-        dist.all_reduce(activity, group=group)
-        reduced[name][units] = (counts.cpu(), activity.cpu())
+        mine = tallies.get(name, {}).get(units) or Tally.zeros(units, "cpu")
+        tensors = [tensor.to(device) for tensor in mine]
+        for tensor in tensors:
+            dist.all_reduce(tensor, group=group)
+        reduced[name][units] = Tally(*(tensor.cpu() for tensor in tensors))
     return reduced

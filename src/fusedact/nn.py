@@ -7,13 +7,14 @@ from torch.fx import Proxy
 
 from . import functional
 from .activations import Activation, check_flag, check_parameter, check_probability
-from .ops import check_rng
+from .ops import Watcher, activation_dropout, check_rng
 
 
 class _FusedDropout(nn.Module):
-    """The arguments that every fused module has, and their text."""
+    """The call and the arguments that every fused module has, and their text."""
 
     activation: ClassVar[Activation]
+    _watchers: tuple[Watcher, ...] = ()  # monitors' of this module
 
     def __init__(self, p: float, inplace: bool, rng: str) -> None:
         super().__init__()
@@ -21,14 +22,28 @@ class _FusedDropout(nn.Module):
         self.inplace = check_flag("inplace", inplace)
         self.rng = check_rng(rng)
 
-    def _recorded(self, input: Any) -> Any:
-        """This call as one node of a `torch.fx` graph, which is what PyTorch's own modules are there.
+    def forward(self, input: Tensor) -> Tensor:
+        """`dropout(act(input), p)`, in eval `act(input)`; in a `torch.fx` trace one node of the graph."""
+        if isinstance(input, Proxy):  # as PyTorch's own modules are there
+            tracer: Any = input.tracer
+            node: Any = tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
+            return node
+        name = self.activation.parameter
+        parameters = () if name is None else (check_parameter(name, getattr(self, name)),)
+        return activation_dropout(
+            self.activation,
+            input,
+            parameters,
+            self.p,
+            self.training,
+            self.inplace,
+            self.rng,
+            self._watchers,
+        )
 
-        Each class asks for it in a forward of its own: one that they share would have to look up the
-        parameter and the function, at every call.
-        """
-        tracer = input.tracer
-        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and files: monitors watch this module alone."""
+        return {name: value for name, value in vars(self).items() if name != "_watchers"}
 
     def extra_repr(self) -> str:
         names = ["p", self.activation.parameter, "inplace", "rng"]
@@ -58,12 +73,6 @@ class FusedReLUDropout(_FusedDropout):
 
     def __init__(self, p: float = 0.5, inplace: bool = False, *, rng: str = "eager") -> None:
         super().__init__(p, inplace, rng)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """`dropout(relu(input), p)`, in eval `relu(input)`."""
-        if isinstance(input, Proxy):
-            return self._recorded(input)
-        return functional.relu_dropout(input, self.p, self.training, self.inplace, rng=self.rng)
 
 
 class FusedLeakyDropout(_FusedDropout):
@@ -95,14 +104,6 @@ class FusedLeakyDropout(_FusedDropout):
         super().__init__(p, inplace, rng)
         self.negative_slope = check_parameter("negative_slope", negative_slope)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """`dropout(leaky_relu(input, negative_slope), p)`, in eval `leaky_relu(input, negative_slope)`."""
-        if isinstance(input, Proxy):
-            return self._recorded(input)
-        return functional.leaky_relu_dropout(
-            input, self.p, self.negative_slope, self.training, self.inplace, rng=self.rng
-        )
-
 
 class FusedELUDropout(_FusedDropout):
     """`nn.Sequential(nn.ELU(alpha), nn.Dropout(p))` in one kernel each way.
@@ -132,9 +133,3 @@ class FusedELUDropout(_FusedDropout):
     ) -> None:
         super().__init__(p, inplace, rng)
         self.alpha = check_parameter("alpha", alpha)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """`dropout(elu(input, alpha), p)`, in eval `elu(input, alpha)`."""
-        if isinstance(input, Proxy):
-            return self._recorded(input)
-        return functional.elu_dropout(input, self.p, self.alpha, self.training, self.inplace, rng=self.rng)

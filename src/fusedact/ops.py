@@ -3,14 +3,14 @@
 import functools
 import importlib.util
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from . import random, reference
 from .activations import ROWS, Activation, Saved, check_flag, check_probability
-from .random import Draw
+from .random import Draw, Plan
 
 _TRITON = importlib.util.find_spec("triton") is not None
 _OPERATORS = "cuda"  # where a compiler is given the operators
@@ -36,6 +36,23 @@ def kernels() -> Any:
     return launch
 
 
+# Counts from a call's signs, once they are there; see `kernels.launch.forward_with_signs`.
+Counter = Callable[[Tensor], None]
+
+
+class Watcher(Protocol):
+    """Who counts what goes into a call; `fusedact.activity` has one per layer."""
+
+    def wants(self, training: bool) -> bool:
+        """Whether it watches such a call."""
+
+    def __call__(self, input: Tensor, plan: Plan | None = None) -> Counter | None:
+        """Count, before `input` may be overwritten; what signs of that plan tell may be left to a counter."""
+
+    def compiled(self, input: Tensor, signs: Tensor, stride: Sequence[int], rng: str) -> None:
+        """Count in a compiler's graph, from the signs that the operator stored of a tensor of that stride."""
+
+
 def activation_dropout(
     activation: Activation,
     input: Tensor,
@@ -44,28 +61,35 @@ def activation_dropout(
     training: bool,
     inplace: bool,
     rng: str,
+    watchers: tuple[Watcher, ...] = (),
 ) -> Tensor:
     """`dropout(act(input), p)` by the kernels where they can run, by eager PyTorch elsewhere."""
-    p = check_probability(p)
+    if type(p) is not float or not 0.0 <= p <= 1.0:  # these tests are quicker than the calls
+        p = check_probability(p)
     if type(training) is not bool or type(inplace) is not bool or rng not in random.RNGS:
         check_flag("training", training)
         check_flag("inplace", inplace)
         check_rng(rng)
+    if watchers:
+        watchers = tuple(watcher for watcher in watchers if watcher.wants(training))
     if training and 0 < p < 1 and _runs_kernels(input):
         parameter = parameters[0] if parameters else 0.0
         from_output = inplace and activation.from_output is not None
-        n = input.numel()
-        prepared = _prepared(activation, input.dtype, input.device, n, parameter, p, rng, from_output)
+        n, device, watched = input.numel(), input.device, watchers != ()
+        prepared = _prepared(activation, input.dtype, device, n, parameter, p, rng, from_output, watched)
         if prepared is not None:
-            if not torch.cuda.is_current_stream_capturing():
-                return fused(input, prepared, random.draw(input, prepared.plan), inplace)
-            if kernels().loaded(prepared, input):
-                return fused(input, prepared, random.draw_for_graph(input, prepared.plan), inplace)
+            capturing = torch.cuda.is_current_stream_capturing()
+            if not capturing or kernels().loaded(prepared, input):
+                counters = _counters(watchers, input, prepared) if watched else ()
+                draw = random.draw_for_graph if capturing else random.draw
+                return fused(input, prepared, draw(input, prepared.plan), inplace, counters)
     check_input(input)
     if training and 0 < p < 1 and _runs_operators(input):
         parameter = parameters[0] if parameters else 0.0
         if _can_scale(parameter, p, rng):
-            return operated(activation, input, parameter, p, inplace, rng)
+            return operated(activation, input, parameter, p, inplace, rng, watchers)
+    for watcher in watchers:
+        watcher(input)
     return reference.composition(activation, input, parameters, p, training, inplace)
 
 
@@ -79,6 +103,7 @@ def _prepared(
     p: float,
     rng: str,
     from_output: bool = False,
+    watched: bool = False,
 ) -> Any:
     """What the launches of a call need; None where no kernel can do what is asked, and eager PyTorch is to.
 
@@ -90,7 +115,13 @@ def _prepared(
     plan = random.plan(rng, n, dtype.itemsize, *random.processors(device))
     # From the output where it tells the sign of the input, and in the dtype doesn't overflow.
     from_output = from_output and 0 <= parameter <= torch.finfo(dtype).max * (1 - used)
-    return kernels().prepare(activation, dtype, device, n, parameter, used, plan, from_output)
+    return kernels().prepare(activation, dtype, device, n, parameter, used, plan, from_output, watched)
+
+
+def _counters(watchers: tuple[Watcher, ...], input: Tensor, prepared: Any) -> tuple[Counter, ...]:
+    """Let all count; what some have left to count from the bits."""
+    counters = [watcher(input, prepared.plan if prepared.has_signs else None) for watcher in watchers]
+    return tuple(counter for counter in counters if counter is not None)
 
 
 def check_input(input: Tensor) -> None:
@@ -148,11 +179,13 @@ def _can_scale(parameter: float, p: float, rng: str) -> bool:
     return used > 0 and abs(parameter) / (1.0 - used) < 1e38
 
 
-def fused(input: Tensor, prepared: Any, draw: Draw, inplace: bool) -> Tensor:
+def fused(
+    input: Tensor, prepared: Any, draw: Draw, inplace: bool, counters: tuple[Counter, ...] = ()
+) -> Tensor:
     """The fused kernels, prepared for `input`, with the numbers that were drawn; differentiable."""
     contiguous = input.is_contiguous() and not input.is_neg()
     if contiguous and not inplace:  # as nearly always, and without what the others need to know
-        return _apply(input, (prepared, draw, False, None))
+        return _apply(input, (prepared, draw, False, None, counters))
     dense = contiguous or (torch.ops.aten.is_non_overlapping_and_dense.default(input) and not input.is_neg())
     ordered = contiguous or prepared.plan.in_memory_order
     if inplace and (
@@ -162,16 +195,17 @@ def fused(input: Tensor, prepared: Any, draw: Draw, inplace: bool) -> Tensor:
         or (input.is_leaf and input.requires_grad and torch.is_grad_enabled())
     ):
         # The kernel can't write where it stands, backward reads it, or autograd is about to refuse.
-        return input.copy_(fused(input.clone(), prepared, draw, False))
+        return input.copy_(fused(input.clone(), prepared, draw, False, counters))
     # A copy's layout is the one that eager's activation would have given its output.
     x = input if dense else input.clone(memory_format=torch.preserve_format)
     numbered = x if ordered else x.contiguous()
-    output = _apply(numbered, (prepared, draw, inplace, numbered.stride()))
+    output = _apply(numbered, (prepared, draw, inplace, numbered.stride(), counters))
     return output if ordered else torch.empty_like(x).copy_(output)
 
 
-# What a call was prepared for, its numbers, whether in place, and the input's strides; None: contiguous.
-Call = tuple[Any, Draw, bool, Sequence[int] | None]
+# What a call was prepared for, its numbers, whether in place, the input's strides (None: contiguous), and
+# who counts.
+Call = tuple[Any, Draw, bool, Sequence[int] | None, tuple[Counter, ...]]
 
 
 class _Fused(torch.autograd.Function):
@@ -179,9 +213,14 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, call: Call) -> Tensor:
-        prepared, draw, inplace, _ = call
+        prepared, draw, inplace, _, counters = call
         y = x if inplace else _empty_like(x)
-        bits = kernels().forward(prepared, x, y, draw)
+        if prepared.has_signs:
+            bits, signs = kernels().forward_with_signs(prepared, x, y, draw)
+            for count in counters:
+                count(signs)
+        else:
+            bits = kernels().forward(prepared, x, y, draw)
         if inplace:
             ctx.mark_dirty(x)
         if prepared.saves_input:
@@ -209,7 +248,7 @@ _apply: Callable[[Tensor, Call], Tensor] = super(torch.autograd.Function, _Fused
 
 
 def _backward(call: Call, dy: Tensor, bits: Tensor, x: Tensor | None = None) -> Tensor:
-    prepared, _, _, stride = call
+    prepared, _, _, stride, _ = call
     dy = _ordered(dy, stride)
     dx = _empty_like(dy)
     kernels().backward(prepared, dy, x, bits, dx)
@@ -228,7 +267,7 @@ def _ordered(input: Tensor, stride: Sequence[int] | None) -> Tensor:
 
 def _composed_backward(call: Call, dy: Tensor, bits: Tensor, x: Tensor | None = None) -> Tensor:
     """`_backward` in PyTorch's operations, which can be differentiated again, and batched."""
-    prepared, _, _, stride = call
+    prepared, _, _, stride, _ = call
     activation, parameter, p, plan = prepared[:4]
     planes = kernels().unpack(bits, dy.shape.numel(), plan)
     keep, *flags = (
@@ -263,13 +302,23 @@ def _composed_backward(call: Call, dy: Tensor, bits: Tensor, x: Tensor | None = 
 
 
 def operated(
-    activation: Activation, input: Tensor, parameter: float, p: float, inplace: bool, rng: str
+    activation: Activation,
+    input: Tensor,
+    parameter: float,
+    p: float,
+    inplace: bool,
+    rng: str,
+    watchers: tuple[Watcher, ...] = (),
 ) -> Tensor:
     """The same by the registered operators, with numbers that are drawn wherever the graph runs."""
     draw = random.draw_on_device(input)
     # What backward reads must not be written over.
     x = input.clone() if inplace and activation.saved is Saved.INPUT else input
-    output, _ = _forward_operator(x, *draw.device, activation.name, parameter, p, rng)
+    arguments = activation.name, parameter, p, rng, watchers != ()
+    output, bits, signs = _forward_operator(x, *draw.device, *arguments)
+    signs = bits if activation.saved is Saved.FLAG else signs
+    for watcher in watchers:
+        watcher.compiled(input, signs, output.stride(), rng)
     return input.copy_(output) if inplace else output
 
 
@@ -282,36 +331,61 @@ def _prepared_operator(
     parameter: float,
     p: float,
     rng: str,
+    watched: bool = False,
 ) -> Any:
     used = random.used_probability(p, rng)
     plan = random.graph_plan(rng, n, dtype.itemsize)
-    return kernels().prepare(ROWS[activation], dtype, device, n, parameter, used, plan)
+    return kernels().prepare(ROWS[activation], dtype, device, n, parameter, used, plan, watched=watched)
 
 
 @torch.library.custom_op("fusedact::activation_dropout", mutates_args=())
 def _forward_operator(
-    x: Tensor, seed: Tensor, offset: Tensor, activation: str, parameter: float, p: float, rng: str
-) -> tuple[Tensor, Tensor]:
-    """`dropout(act(x), p)` in x's layout, made dense, and packed bits: int32 [tiles * planes * 128].
+    x: Tensor,
+    seed: Tensor,
+    offset: Tensor,
+    activation: str,
+    parameter: float,
+    p: float,
+    rng: str,
+    watched: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`dropout(act(x), p)` in x's layout, made dense, packed bits, and if `watched` the inputs' signs.
 
-    `seed` and `offset` are int64 tensors of one element on x's device.
+    `seed` and `offset` are int64 tensors of one element on x's device; bits int32 [tiles * planes * 128],
+    signs int32 [tiles * 128], or [0] where there are none or the bits have them.
     """
-    y, bits = _forward_fake(x, seed, offset, activation, parameter, p, rng)
+    y, bits, signs = _forward_fake(x, seed, offset, activation, parameter, p, rng, watched)
     if x.numel() > 0:
-        prepared = _prepared_operator(activation, x.dtype, x.device, x.numel(), parameter, p, rng)
-        kernels().forward(prepared, _ordered(x, y.stride()), y, Draw(0, 0, (seed, offset)), bits)
-    return y, bits
+        arguments = activation, x.dtype, x.device, x.numel(), parameter, p, rng, watched
+        draw = Draw(0, 0, (seed, offset))
+        prepared = _prepared_operator(*arguments)
+        stored = None if prepared.signs is None else signs
+        kernels().forward(prepared, _ordered(x, y.stride()), y, draw, bits, stored)
+    return y, bits, signs
 
 
 @_forward_operator.register_fake
 def _forward_fake(
-    x: Tensor, seed: Tensor, offset: Tensor, activation: str, parameter: float, p: float, rng: str
-) -> tuple[Tensor, Tensor]:
+    x: Tensor,
+    seed: Tensor,
+    offset: Tensor,
+    activation: str,
+    parameter: float,
+    p: float,
+    rng: str,
+    watched: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     n, launch = x.numel(), kernels()
     # Of several iterations of `random.graph_plan`, the last may be left with most of its tiles unused.
     spare = torch.sym_min(n // random.ITERATION, 1) * (random.ITERATION // launch.TILE)
-    words = ((n + launch.TILE - 1) // launch.TILE + spare) * launch.planes(ROWS[activation]) * launch.COLUMNS
-    return torch.empty_like(x), x.new_empty((words,), dtype=torch.int32)
+    words = ((n + launch.TILE - 1) // launch.TILE + spare) * launch.COLUMNS
+    planes = launch.planes(ROWS[activation])
+    bits = x.new_empty((words * planes,), dtype=torch.int32)
+    return (
+        torch.empty_like(x),
+        bits,
+        x.new_empty((words if watched and planes == 1 else 0,), dtype=torch.int32),
+    )
 
 
 @torch.library.custom_op("fusedact::activation_dropout_backward", mutates_args=())
@@ -348,15 +422,15 @@ def _backward_fake(
     return torch.empty_strided(dy.shape, stride, dtype=dy.dtype, device=dy.device)
 
 
-def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, _, _, activation, *rest = inputs
-    y, bits = output
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, _, _, activation, *rest, _ = inputs
+    y, bits, _ = output
     ctx.save_for_backward(x if ROWS[activation].saved is Saved.INPUT else None, bits)
     ctx.rest = (y.stride(), activation, *rest)
 
 
-def _operators_backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    return _backward_operator(dy, *ctx.saved_tensors, *ctx.rest), *[None] * 6
+def _operators_backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    return _backward_operator(dy, *ctx.saved_tensors, *ctx.rest), *[None] * 7
 
 
 _forward_operator.register_autograd(_operators_backward, setup_context=_keep_for_backward)

@@ -226,6 +226,7 @@ def forward_kernel(
     x_ptr,
     y_ptr,
     bits_ptr,
+    signs_ptr,
     n: "i64",
     blocks: "i32",
     seed_low: "u32",
@@ -254,6 +255,8 @@ def forward_kernel(
     a graph may not hold as a number, since it is another at every replay, is read from memory and added: a
     seed, and a generator's offset, 4 to a call. Where both pointers are None, nothing is compiled for them.
 
+    A plane of (x > 0), for who counts them, goes to `signs_ptr` where that isn't None.
+
     Bytes per element of b bytes: 2 b, and 1/8 for each plane of bits.
     """
     GROUPS: tl.constexpr = 32 // LANES
@@ -281,6 +284,7 @@ def forward_kernel(
 
     kept = tl.zeros([COLUMNS], tl.int32)
     flagged = tl.zeros([COLUMNS], tl.int32)
+    positive = tl.zeros([COLUMNS], tl.int32)
     drawn = ()
     for g in tl.static_range(GROUPS):
         if not FAST:
@@ -305,10 +309,16 @@ def forward_kernel(
             kept = _with_bit(kept, bit, g * LANES + lane, KEPT_BY)
             if SAVES_FLAG:
                 flagged = _with_bit(flagged, flags[lane], g * LANES + lane, "selecting")
+        if signs_ptr is not None:
+            flags = _lanes(xs[g].to(ARITHMETIC) > 0, COLUMNS, LANES)
+            for lane in tl.static_range(LANES):
+                positive = _with_bit(positive, flags[lane], g * LANES + lane, "selecting")
     PLANES: tl.constexpr = 2 if SAVES_FLAG else 1
     tl.store(bits_ptr + _word(k, 0, PLANES, COLUMNS), kept)
     if SAVES_FLAG:
         tl.store(bits_ptr + _word(k, 1, PLANES, COLUMNS), flagged)
+    if signs_ptr is not None:
+        tl.store(signs_ptr + _word(k, 0, 1, COLUMNS), positive)
 
 
 @triton.jit(do_not_specialize=["n", "blocks", "scale", "param", "scaled"])

@@ -66,6 +66,12 @@ def unpack(bits: Tensor, n: int, plan: Plan) -> Tensor:
     return flat.reshape(flat.shape[0], -1)[:, :n].bool()
 
 
+def in_tiles(n: int, plan: Plan) -> bool:
+    """Whether the packed bits' program t holds the elements from t * TILE on, in memory order."""
+    span = 256 * plan.blocks * plan.vec  # of one iteration
+    return plan.in_memory_order and (plan.rng == "fast" or n <= span or span % TILE == 0)
+
+
 def specialisation(activation: Activation, direction: str, dtype: torch.dtype, plan: Plan) -> dict[str, Any]:
     """The compile-time arguments of a kernel, and its options.
 
@@ -202,8 +208,12 @@ class Prepared(NamedTuple):
     plan: Plan
     saves_input: bool
     saves_output: bool
+    has_signs: bool  # see `forward_with_signs`
     grid: tuple[int, int, int]
-    bits: Tensor  # of the shape of the packed bits, int32 [programs, planes, COLUMNS]; 4 bytes of memory
+    # Of the shape of the packed bits, int32 [programs, planes, COLUMNS], and of signs that are stored
+    # besides, [programs, COLUMNS]; 4 bytes of memory each.
+    bits: Tensor
+    signs: Tensor | None
     walk: tuple[int, int]  # n, blocks
     forward: Kernel
     captured: Kernel  # forward for numbers on the device
@@ -221,10 +231,12 @@ def prepare(
     p: float,
     plan: Plan,
     from_output: bool = False,
+    watched: bool = False,
 ) -> Prepared | None:
     """What the launches need; None where float32 can't hold the parameter or its scaled value.
 
-    With `from_output` backward reads forward's output in place of its input.
+    With `from_output` backward reads forward's output in place of its input. If the call is `watched` and
+    the bits are `in_tiles`, forward stores its inputs' signs too.
     """
     double = dtype is torch.float64
     scales = random.scales(p, double)
@@ -233,6 +245,10 @@ def prepare(
     except OverflowError:
         return None
     programs, iterations, rounds = shape = grid(n, plan)
+    has_signs = watched and in_tiles(n, plan)
+    stores_signs = has_signs and activation.saved is not Saved.FLAG
+    # To make one like it takes half the time that it takes to name shape, dtype and device.
+    word = torch.empty((), dtype=torch.int32, device=device)
     kind = Plan(plan.rng, plan.vec, plan.lanes, 0, 0)  # what the kernel is compiled for
     return Prepared(
         activation,
@@ -241,14 +257,13 @@ def prepare(
         plan,
         activation.saved is Saved.INPUT and not from_output,
         from_output,
+        has_signs,
         shape,
-        # To make one like it takes half the time that it takes to name shape, dtype and device.
-        torch.empty((), dtype=torch.int32, device=device).expand(
-            programs * iterations * rounds, planes(activation), COLUMNS
-        ),
+        word.expand(programs * iterations * rounds, planes(activation), COLUMNS),
+        word.expand(programs * iterations * rounds, COLUMNS) if stores_signs else None,
         (n, plan.blocks),
-        _kernel(activation, "forward", dtype, kind),
-        _kernel(activation, "forward", dtype, kind, True),
+        _kernel(activation, "forward", dtype, kind, False, stores_signs),
+        _kernel(activation, "forward", dtype, kind, True, stores_signs),
         (random.keep_threshold(p, double, plan.rng), *forward),
         _kernel(activation, "backward_from_output" if from_output else "backward", dtype, kind),
         (n, plan.blocks, *backward),
@@ -257,7 +272,12 @@ def prepare(
 
 @functools.cache
 def _kernel(
-    activation: Activation, direction: str, dtype: torch.dtype, plan: Plan, captured: bool = False
+    activation: Activation,
+    direction: str,
+    dtype: torch.dtype,
+    plan: Plan,
+    captured: bool = False,
+    stores_signs: bool = False,  # Triton compiles another kernel
 ) -> Kernel:
     constants = specialisation(activation, direction, dtype, plan)
     if direction != "forward":
@@ -265,7 +285,7 @@ def _kernel(
     if captured:
         del constants["seed_ptr"], constants["offset_ptr"]
         return Kernel(forward_kernel, constants)
-    return Kernel(forward_kernel, constants, _kernel(activation, direction, dtype, plan, True))
+    return Kernel(forward_kernel, constants, _kernel(activation, direction, dtype, plan, True, stores_signs))
 
 
 def _scalars(scale: float, parameter: float, double: bool) -> tuple[float | int, ...]:
@@ -276,7 +296,14 @@ def _scalars(scale: float, parameter: float, double: bool) -> tuple[float | int,
     return tuple(random.to_float32(value) for value in values)
 
 
-def forward(prepared: Prepared, x: Tensor, y: Tensor, draw: Draw, bits: Tensor | None = None) -> Tensor:
+def forward(
+    prepared: Prepared,
+    x: Tensor,
+    y: Tensor,
+    draw: Draw,
+    bits: Tensor | None = None,
+    signs: Tensor | None = None,
+) -> Tensor:
     """Write y = dropout(act(x), p), and return the packed bits; `x` and `y` dense in the same layout.
 
     The bits stand at the start of `bits` if it is given, which may be larger than they need.
@@ -287,8 +314,18 @@ def forward(prepared: Prepared, x: Tensor, y: Tensor, draw: Draw, bits: Tensor |
     call = offset // 4
     numbers = (seed & 0xFFFFFFFF, seed >> 32, call & 0xFFFFFFFF, call >> 32)
     kernel = prepared.captured if device else prepared.forward
-    kernel(prepared.grid, x, (y, bits), (*prepared.walk, *numbers, *prepared.forward_scalars, *device))
+    kernel(prepared.grid, x, (y, bits, signs), (*prepared.walk, *numbers, *prepared.forward_scalars, *device))
     return bits
+
+
+def forward_with_signs(prepared: Prepared, x: Tensor, y: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+    """`forward`, and a tensor like the packed bits whose last plane says which inputs are positive.
+
+    Where that is what backward needs too, they are the same.
+    """
+    signs = None if prepared.signs is None else torch.empty_like(prepared.signs)
+    bits = forward(prepared, x, y, draw, signs=signs)
+    return bits, bits if signs is None else signs
 
 
 def loaded(prepared: Prepared, input: Tensor) -> bool:
