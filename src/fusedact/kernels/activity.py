@@ -222,14 +222,14 @@ def input_kernel(
 
 @functools.lru_cache(maxsize=4096)
 def _fired(n: int, units: int, inner: int, planes: int, lanes: int) -> tuple[Any, ...] | None:
-    """Kernel, grid and scalars; None where sums would be taken out of too few tiles."""
+    """Kernel, grid and scalars; None where sums would be taken out of too few tiles, or beyond a grid."""
     period = units * inner
     tiles, chains = triton.cdiv(n, TILE), period // math.gcd(period, TILE)
     longest = triton.cdiv(tiles, chains)
-    if period > 2**30 or tiles < SHORTEST * chains:
-        return None
     rounds = min(LONGEST, max(ROUNDS, triton.cdiv(tiles, 8 * _PROGRAMS) * 8), triton.cdiv(longest, 8) * 8)
     grid = chains, triton.cdiv(longest, rounds), 1
+    if period > 2**30 or tiles < SHORTEST * chains or grid[1] > _AXIS:
+        return None
     kernel = _fired_kernel(planes * COLUMNS, inner == 1, COLUMNS * lanes % period == 0, lanes)
     return kernel, grid, (n, tiles, chains, rounds, units, inner, n // units)
 
