@@ -8,17 +8,9 @@ from fusedact import ops, random, reference
 from fusedact.activations import Activation, Saved
 from fusedact.functional import ACTIVATIONS as ACTIVATIONS
 
-
-def _module(activation: Activation) -> type[nn.Module]:
-    """Its fused module, which bears the start of the eager one's name: Fused<Leaky>Dropout, <Leaky>ReLU."""
-    for name in fusedact.__all__:
-        middle = name.removeprefix("Fused").removesuffix("Dropout")
-        if len(name) - len(middle) == len("FusedDropout") and activation.module.__name__.startswith(middle):
-            return getattr(fusedact, name)
-    raise LookupError(f"{activation.name} has no fused module")
-
-
-MODULES = {activation.name: _module(activation) for activation in ACTIVATIONS}
+# The fused module that the package exports for each.
+_EXPORTED = [getattr(fusedact, name) for name in fusedact.__all__]
+MODULES = {cls.activation.name: cls for cls in _EXPORTED if hasattr(cls, "activation")}
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 

@@ -59,6 +59,12 @@ def test_readmes_links_lead_somewhere():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
+def test_the_api_page_has_every_public_name():
+    page = set(re.findall(r"^::: fusedact\.\w+\.(\w+)$", PAGES["api.md"], re.MULTILINE))
+    functions = {f"{row.name}_dropout" for row in fusedact.functional.ACTIVATIONS}
+    assert page >= functions | set(fusedact.__all__) - {"functional"}
+
+
 def test_drawing_is_to_scale():
     """It shows ReLU in bfloat16, so b = 2 in the README's table of bytes."""
     rows = re.findall(r"^\| (eager ReLU \+ dropout|fused ReLU) \|(.*)\|$", README, re.MULTILINE)

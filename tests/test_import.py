@@ -24,8 +24,9 @@ sys.modules["triton"] = None  # any import of it raises ImportError
 import torch, fusedact
 from fusedact import ops
 x = torch.randn(64, 128, requires_grad=True)
-for name in ("FusedReLUDropout", "FusedLeakyDropout", "FusedELUDropout"):
-    getattr(fusedact, name)(p=0.5)(x).sum().backward()
+for name in fusedact.__all__:
+    if name.startswith("Fused"):
+        getattr(fusedact, name)(p=0.5)(x).sum().backward()
 print(ops.kernels(), x.grad.abs().sum().item() > 0)
 """
     )
