@@ -1,33 +1,38 @@
-"""Does dropout make ReLU units die? Many small nets on MNIST, and a test for each thing said about it.
+"""Does dropout make ReLU units die? Many small nets on MNIST, and tests for each thing said about it.
 
     python benchmarks/dead_neurons.py
 
 trains every combination of activation, p, learning rate, initialisation, optimiser, depth and seed of a
-reduced grid (`--full` for the whole one), and writes `dead_neurons.json`, `dead-neurons.png` and
-`dead-neurons.md`. An interrupted run goes on where it stopped: nets that are done are kept in `parts/`.
+reduced grid (`--full` for the whole one), and writes `dead_neurons.json`, `dead-neurons.md` and a plot for
+each depth. An interrupted run goes on where it stopped: nets that are done are kept in `parts/`.
 
 Nets that share activation, learning rate, optimiser and depth are a part and train at once: their units stand
-beside each other, so that the first layer of all of them is one matrix product. They see the same batches.
-Nets of one seed start from the same numbers, whatever else differs, so that comparisons are paired.
+beside each other. On a CPU a process for each core takes part after part; results don't depend on how many.
+Nets of one seed start from the same numbers and see the same batches, whatever else differs, so that
+comparisons are paired; nets of two seeds share neither.
 
 A unit is dead if it fires for none of the test images, counted by `fusedact.ActivityMonitor` in eval mode.
 """
 
 import argparse
+import hashlib
 import importlib.util
 import itertools
 import json
 import math
+import multiprocessing
 import os
+import platform
+import signal
 import statistics
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +42,7 @@ from tqdm import tqdm
 import fusedact
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.arguments import at_least, torch_device
 from benchmarks.machine import describe_device, versions
 from benchmarks.mnist_data import DataError, Digits, load
 
@@ -65,7 +71,7 @@ class Grid:
     init: tuple[str, ...] = ("default", "he", "negative")
     optimiser: tuple[str, ...] = ("Adam", "SGD")
     depth: tuple[int, ...] = (1, 4)
-    seeds: int = 5
+    seeds: int = 10
     hidden: int = 128
     epochs: int = 5
     batch_size: int = 256
@@ -100,28 +106,29 @@ class Part:
 class Nets(nn.Module):
     """All nets of a part: 784 - hidden x depth - 10, their units beside each other.
 
-    Shape: images [n, 784] to logits [n, nets, 10].
+    Shape: images [n, 784], or [seeds, n, 784] for each seed's own, to logits [n, nets, 10].
     """
 
     def __init__(self, grid: Grid, part: Part) -> None:
         super().__init__()
-        self.nets, self.hidden = len(grid.nets()), grid.hidden
+        self.nets, self.hidden, self.seeds = len(grid.nets()), grid.hidden, grid.seeds
         sizes = [784] + [grid.hidden] * part.depth + [10]
         made = [_initial(sizes, init, seed) for _, init, seed in grid.nets()]
-        self.weights = nn.ParameterList(
-            torch.stack([net[i][0] for net in made]) for i in range(len(sizes) - 1)
+        weights, biases = (
+            [torch.stack([net[i][k] for net in made]) for i in range(len(sizes) - 1)] for k in (0, 1)
         )
-        self.biases = nn.ParameterList(
-            torch.stack([net[i][1] for net in made]) for i in range(len(sizes) - 1)
-        )
-        # The first layer's weights as one matrix [784, nets * hidden].
-        self.weights[0] = nn.Parameter(self.weights[0].data.permute(1, 0, 2).reshape(784, -1).contiguous())
+        # The first layer's as one matrix [784, units] for each seed; seeds are the innermost of the nets.
+        weights[0] = weights[0].view(-1, grid.seeds, 784, grid.hidden).permute(1, 2, 0, 3).flatten(2)
+        biases[0] = biases[0].view(-1, grid.seeds, 1, grid.hidden).permute(1, 2, 0, 3).flatten(2)
+        self.weights = nn.ParameterList(tensor.contiguous() for tensor in weights)
+        self.biases = nn.ParameterList(tensor.contiguous() for tensor in biases)
         self.ps, self.depth = len(grid.p), part.depth
         # Layer by layer, one for each p.
         self.dropouts = nn.ModuleList(MODULES[part.activation](p) for _ in range(part.depth) for p in grid.p)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = torch.addmm(self.biases[0].flatten(), images, self.weights[0])  # [n, nets * hidden]
+        x = torch.baddbmm(self.biases[0], images.expand(self.seeds, -1, -1), self.weights[0])
+        x = x.unflatten(2, (-1, self.hidden)).permute(1, 2, 0, 3).flatten(1)  # [n, nets * hidden]
         for i in range(self.depth):
             if i:
                 x = self._layer(x, i).flatten(1)
@@ -153,110 +160,183 @@ def _initial(sizes: list[int], init: str, seed: int) -> list[tuple[Tensor, Tenso
 
 
 @torch.no_grad()
-def evaluate(nets: Nets, grid: Grid, digits: Digits) -> list[dict[str, Any]]:
-    """Per net: accuracy on the test images, and per layer the fractions of dead and of dormant units."""
+def evaluate(nets: Nets, digits: Digits) -> list[dict[str, Any]]:
+    """Per net on the test images: accuracy, whether all logits are finite, each layer's dead fraction."""
     nets.eval()
     right = torch.zeros(nets.nets, device=digits.test_labels.device)
     finite = torch.ones_like(right, dtype=torch.bool)
-    with fusedact.ActivityMonitor(nets, stride=1) as monitor:
-        for images, labels in zip(
-            digits.test_images.split(1000), digits.test_labels.split(1000), strict=True
-        ):
+    with fusedact.ActivityMonitor(nets) as monitor:
+        for images, labels in zip(digits.test_images.split(500), digits.test_labels.split(500), strict=True):
             logits = nets(images)
             right += (logits.argmax(2) == labels.unsqueeze(1)).sum(0)
             finite &= logits.isfinite().all(2).all(0)
     nets.train()
     layers = monitor.report().layers  # per hidden layer one for each p
-    dead, dormant = [], []
-    for i in range(0, len(layers), len(grid.p)):
-        per_p = layers[i : i + len(grid.p)]
-        fired = torch.cat([layer.fired for layer in per_p]).view(nets.nets, -1)
-        activity = torch.cat([layer.activity for layer in per_p]).view(nets.nets, -1)
-        dead.append((fired == 0).double().mean(1))
-        dormant.append((activity <= monitor.tau * activity.mean(1, keepdim=True)).double().mean(1))
+    fired = [torch.cat([x.fired for x in layers[i : i + nets.ps]]) for i in range(0, len(layers), nets.ps)]
+    dead = [(counts.view(nets.nets, -1) == 0).double().mean(1).tolist() for counts in fired]
+    accuracy = (right / len(digits.test_labels)).tolist()
     return [
-        {
-            "accuracy": right[k].item() / len(digits.test_labels),
-            "finite": bool(finite[k]),
-            "dead": [layer[k].item() for layer in dead],
-            "dormant": [layer[k].item() for layer in dormant],
-        }
+        {"accuracy": accuracy[k], "finite": bool(finite[k]), "dead": [layer[k] for layer in dead]}
         for k in range(nets.nets)
     ]
 
 
-def train(grid: Grid, part: Part, digits: Digits, progress: "tqdm[Any]") -> list[dict[str, Any]]:
+class Progress(Protocol):
+    """What `train` tells of its steps: a bar, or a count that another process reads."""
+
+    def update(self) -> Any: ...
+
+
+def train(grid: Grid, part: Part, digits: Digits, progress: Progress) -> list[dict[str, Any]]:
     """One part's nets: a row for each."""
     device = digits.train_images.device
-    torch.manual_seed(0)  # the masks'
+    # Dropout is off while units are counted: the start is the same for every p.
+    start = evaluate(Nets(replace(grid, p=(0.0,)), part).to(device), digits)
     nets = Nets(grid, part).to(device)
-    start = evaluate(nets, grid, digits)
     optimiser: torch.optim.Optimizer
     if part.optimiser == "Adam":
         optimiser = torch.optim.Adam(nets.parameters(), lr=part.lr, fused=True)
     else:
         optimiser = torch.optim.SGD(nets.parameters(), lr=part.lr)
-    order = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)  # the masks': no two nets of a part share theirs
+    orders = [torch.Generator().manual_seed(seed) for seed in range(grid.seeds)]
+    images = len(digits.train_labels)
     for _ in range(grid.epochs):
-        permutation = torch.randperm(len(digits.train_labels), generator=order).to(device)
-        for batch in permutation.split(grid.batch_size):
+        permutations = torch.stack([torch.randperm(images, generator=order) for order in orders]).to(device)
+        for batch in permutations.split(grid.batch_size, 1):  # [seeds, n]
             logits = nets(digits.train_images[batch])
-            labels = digits.train_labels[batch].repeat_interleave(nets.nets)
+            labels = digits.train_labels[batch].T.repeat(1, nets.nets // grid.seeds)
             # The sum over nets of the mean over digits: each net has the gradient that it would have alone.
-            loss = F.cross_entropy(logits.flatten(0, 1), labels, reduction="sum") / len(batch)
+            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / batch.shape[1]
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             progress.update()
-    return [
-        {**asdict(part), "p": p, "init": init, "seed": seed, "dead_at_start": before["dead"], **after}
-        for (p, init, seed), before, after in zip(
-            grid.nets(), start, evaluate(nets, grid, digits), strict=True
-        )
-    ]
+    rows = []
+    for k, ((p, init, seed), after) in enumerate(zip(grid.nets(), evaluate(nets, digits), strict=True)):
+        before = start[k % len(start)]
+        varied = {**asdict(part), "p": p, "init": init, "seed": seed}
+        rows.append({**varied, "start": {"accuracy": before["accuracy"], "dead": before["dead"]}, **after})
+    return rows
 
 
-# Parts that are done ----------------------------------------------------------------------------------
+# Parts, on one or several processes, and those that are done --------------------------------------------
 
 
-def load_part(path: Path, grid: Grid, part: Part, source: str) -> list[dict[str, Any]] | None:
-    """The rows of a part that is done; None if there are none for this grid. Says so of a damaged file."""
+def load_part(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """What `store_part` wrote; None if there is nothing. Says so of a file that is no use."""
     try:
-        content = json.loads(path.read_text())
-        settings, rows = content["settings"], content["rows"]
-        found = [(row["p"], row["init"], row["seed"]) for row in rows]
-        complete = all(math.isfinite(row["accuracy"]) and len(row["dead"]) == part.depth for row in rows)
+        digest, _, text = path.read_bytes().partition(b"\n")
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
-        print(f"{path} is damaged ({type(error).__name__}: {error}): its nets train again")
+    if digest.decode(errors="replace") != hashlib.sha256(text).hexdigest():
+        print(f"{path} is damaged: its nets train again")
         return None
-    if settings != _settings(grid, source):
+    content: dict[str, Any] = json.loads(text)
+    if content["settings"] != settings:
+        print(f"{path} is of another grid, other data, versions or device: its nets train again")
         return None
-    if found != grid.nets() or not complete:
-        print(f"{path} is damaged (not the nets that it should hold): its nets train again")
-        return None
-    return list(rows)
+    return content
 
 
-def store_part(path: Path, grid: Grid, rows: list[dict[str, Any]], source: str) -> None:
-    """Whole or not at all, whenever it is interrupted."""
+def store_part(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all, whenever it is interrupted; below a digest, so that any damage shows."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps({"settings": _settings(grid, source), "rows": rows}))
+    text = json.dumps(content).encode()
+    new = path.with_suffix(f".{os.getpid()}.new")
+    new.write_bytes(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
     os.replace(new, path)
 
 
-def _settings(grid: Grid, source: str) -> dict[str, Any]:
+def part_settings(grid: Grid, part: Part, digits: Digits) -> dict[str, Any]:
     """What a part's figures depend on."""
-    settings: dict[str, Any] = json.loads(json.dumps(asdict(grid)))
     varied = ("activation", "lr", "optimiser", "depth")  # between parts
-    return {name: value for name, value in settings.items() if name not in varied} | {"data": source}
+    common = {name: value for name, value in asdict(grid).items() if name not in varied}
+    machine = {"device": describe_device(digits.train_images.device), "versions": versions()}
+    size = [len(digits.train_labels), len(digits.test_labels)]
+    settings = {**common, **asdict(part), **machine, "data": digits.source, "digits": size}
+    plain: dict[str, Any] = json.loads(json.dumps(settings))
+    return plain
+
+
+def study(grid: Grid, digits: Digits, folder: Path, processes: int = 1) -> tuple[list[dict[str, Any]], Any]:
+    """Every net's row, those of parts that are done read from their files; and what it took.
+
+    That is seconds by the clock, now; seconds of CPU time of all parts, whenever they trained; how many parts
+    there are, and how many were done before.
+    """
+    clock = time.perf_counter()
+    settings = {part: part_settings(grid, part, digits) for part in grid.parts()}
+    paths = {part: folder / f"{part.name}.json" for part in settings}
+    done = {part: load_part(paths[part], settings[part]) for part in settings}
+    todo = [part for part, content in done.items() if content is None]
+    todo.sort(key=lambda part: -part.depth)  # the longest first: no process ends long after the others
+
+    def perform(part: Part, progress: Progress) -> None:
+        busy = time.process_time()
+        torch.set_flush_denormal(True)  # ELU's nets have so many that they would take four times as long
+        try:
+            rows = train(grid, part, digits, progress)
+        finally:
+            torch.set_flush_denormal(False)
+        took = time.process_time() - busy
+        store_part(paths[part], {"settings": settings[part], "cpu_seconds": took, "rows": rows})
+
+    steps = grid.epochs * -(-len(digits.train_labels) // grid.batch_size)
+    progress = tqdm(total=steps * len(todo), unit="step", disable=None, leave=False)
+    with progress:
+        if processes > 1:
+            _share(todo, perform, processes, progress)
+        else:
+            for part in todo:
+                perform(part, progress)
+    took = {"seconds": time.perf_counter() - clock, "parts": len(done), "kept": len(done) - len(todo)}
+    done.update({part: load_part(paths[part], settings[part]) for part in todo})
+    contents = [content for content in done.values() if content is not None]
+    rows = [row for content in contents for row in content["rows"]]
+    return rows, {**took, "cpu_seconds": sum(content["cpu_seconds"] for content in contents)}
+
+
+def _share(todo: list[Part], perform: Callable[[Part, Progress], None], count: int, bar: "tqdm[Any]") -> None:
+    """Have processes perform the parts, each the next that none has begun."""
+    fork = multiprocessing.get_context("fork")  # the digits stay where they are
+    begun, steps, parent = fork.Value("q", 0), fork.Value("q", 0), os.getpid()
+
+    class Steps:
+        def update(self) -> None:
+            with steps.get_lock():
+                steps.value += 1
+
+    def work() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes
+        torch.set_num_threads(1)  # the parent's others, if it has any, aren't here
+        while os.getppid() == parent:  # nobody waits for more if it was killed
+            with begun.get_lock():
+                mine, begun.value = begun.value, begun.value + 1
+            if mine >= len(todo):
+                return
+            perform(todo[mine], Steps())
+
+    workers = [fork.Process(target=work, daemon=True) for _ in range(min(count, len(todo)))]
+    try:
+        for worker in workers:
+            worker.start()
+        while (codes := {worker.exitcode for worker in workers}) != {0}:
+            if failed := codes - {0, None}:
+                raise ChildProcessError(
+                    f"a process ended with {failed.pop()}; run the command again to go on"
+                )
+            time.sleep(0.1)
+            bar.update(steps.value - bar.n)
+    finally:
+        for worker in workers:
+            worker.kill()
 
 
 # What the figures say ---------------------------------------------------------------------------------
 
-FACTORS = ("activation", "p", "lr", "init", "optimiser", "depth")
+# Levels that make a net; "trained" is False for the net before its training.
+FACTORS = ("activation", "p", "lr", "init", "optimiser", "depth", "seed", "trained")
 
 
 @dataclass(frozen=True)
@@ -264,51 +344,72 @@ class Comparison:
     """Two levels of a factor, everything else being equal.
 
     Attributes:
-        claim: what is said, and tested by this.
+        question: what the comparison is to answer.
         text: the comparison.
-        where: the nets that are compared: the levels of other factors.
+        where: the nets that are compared: the levels of other factors, and whether they are blocked.
+        arms: factors for whose levels the comparison is also made apart.
     """
 
-    claim: str
+    question: str
     text: str
     factor: str
     low: Any
     high: Any
     where: dict[str, Any]
+    arms: tuple[str, ...] = ("optimiser", "lr", "depth")
 
 
-_RELU = {"activation": "ReLU"}
+_RELU = {"activation": "ReLU", "blocked": False, "trained": True}
+_PLAIN = {**_RELU, "init": "default", "optimiser": "Adam", "lr": 1e-3}
 COMPARISONS = (
     Comparison(
-        "ReLU + dropout just works",
-        "ReLU, PyTorch's initialisation, Adam at 0.001: p = 0.5 for 0",
-        *("p", 0.0, 0.5, {**_RELU, "init": "default", "optimiser": "Adam", "lr": 1e-3}),
+        "Do ReLU units die at all?",
+        *("after training for before", "trained", False, True),
+        {"activation": "ReLU", "blocked": False},
     ),
-    Comparison("Dropout kills units, or keeps them alive", "ReLU: p = 0.5 for 0", "p", 0.0, 0.5, _RELU),
-    Comparison("", "ReLU: p = 0.8 for 0", "p", 0.0, 0.8, _RELU),
     Comparison(
-        "",
-        "ReLU, Adam at 0.1: p = 0.5 for 0",
-        *("p", 0.0, 0.5, {**_RELU, "optimiser": "Adam", "lr": 0.1}),
+        "Does ReLU + dropout just work?",
+        *("p = 0.5 for 0, PyTorch's initialisation, Adam at 0.001", "p", 0.0, 0.5),
+        *(_PLAIN, ("depth",)),
     ),
-    Comparison("LeakyReLU is a remedy", "LeakyReLU for ReLU", "activation", "ReLU", "LeakyReLU", {}),
-    Comparison(
-        "", "biases of -1: LeakyReLU for ReLU", "activation", "ReLU", "LeakyReLU", {"init": "negative"}
+    *(
+        Comparison("Does dropout kill ReLU units, or keep them alive?", f"p = {p} for 0", "p", 0.0, p, _RELU)
+        for p in (0.2, 0.5, 0.8)
     ),
-    Comparison("ELU is a remedy", "ELU for ReLU", "activation", "ReLU", "ELU", {}),
-    Comparison("", "biases of -1: ELU for ReLU", "activation", "ReLU", "ELU", {"init": "negative"}),
-    Comparison("A lower learning rate helps", "ReLU: 0.001 for 0.1", "lr", 0.1, 1e-3, _RELU),
-    Comparison("", "ReLU, Adam: 0.001 for 0.1", "lr", 0.1, 1e-3, {**_RELU, "optimiser": "Adam"}),
-    Comparison("He initialisation helps", "ReLU: He for PyTorch's", "init", "default", "he", _RELU),
-    Comparison("", "ReLU, 4 hidden layers: He for PyTorch's", "init", "default", "he", {**_RELU, "depth": 4}),
-    Comparison("A lower p helps", "ReLU: p = 0.5 for 0.8", "p", 0.8, 0.5, _RELU),
+    *(
+        Comparison(
+            f"Is {remedy} a remedy?",
+            text,
+            "activation",
+            "ReLU",
+            remedy,
+            {"blocked": blocked, "trained": True},
+        )
+        for remedy in ("LeakyReLU", "ELU")
+        for blocked, text in ((False, f"{remedy} for ReLU"), (True, f"{remedy} for ReLU in blocked nets"))
+    ),
+    *(
+        Comparison(
+            "Does a lower learning rate help ReLU?",
+            *(f"{low} for 0.1", "lr", 0.1, low),
+            *(_RELU, ("optimiser", "depth")),
+        )
+        for low in (0.01, 0.001)
+    ),
+    Comparison("Does He initialisation help ReLU?", "He's for PyTorch's", "init", "default", "he", _RELU),
+    *(
+        Comparison("Does a lower p help ReLU?", f"p = {low} for {high}", "p", high, low, _RELU)
+        for low, high in ((0.5, 0.8), (0.2, 0.5))
+    ),
 )
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired t-test of a figure, in percentage points; one value per seed, the mean over its pairs."""
+    """A paired t-test of a figure, in percent and points; one value per seed, the mean over its pairs."""
 
+    before: float
+    after: float
     mean: float
     low: float
     high: float
@@ -318,39 +419,67 @@ class Difference:
 
 
 def dead(row: dict[str, Any]) -> float:
-    """The fraction of a net's hidden units that never fire."""
-    return statistics.fmean(row["dead"])
+    """The fraction of a net's hidden units that never fire; NaN where it has diverged."""
+    return statistics.fmean(row["dead"]) if row["finite"] else math.nan
+
+
+def accuracy(row: dict[str, Any]) -> float:
+    """Of a net that has diverged too: it is as bad as it is."""
+    return float(row["accuracy"])
+
+
+FIGURES: dict[str, Callable[[dict[str, Any]], float]] = {"dead": dead, "accuracy": accuracy}
+
+
+def states(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Two rows for each net, before and after its training, and whether it is blocked.
+
+    That is: started with a layer of which no unit fires for any test image. ReLU passes nothing then.
+    """
+    found = []
+    for row in rows:
+        common = {**row, "blocked": max(row["start"]["dead"]) == 1}
+        found.append({**common, **row["start"], "finite": True, "trained": False})
+        found.append({**common, "trained": True})
+    return found
 
 
 def paired(
-    rows: Iterable[dict[str, Any]], comparison: Comparison, figure: Callable[[dict[str, Any]], float]
+    found: list[dict[str, Any]],
+    comparison: Comparison,
+    figure: Callable[[dict[str, Any]], float],
+    arm: dict[str, Any],
 ) -> Difference | None:
-    """The difference that a factor makes; None where fewer than two seeds have pairs.
+    """The difference that a factor makes in an arm; None where fewer than two seeds have pairs.
 
-    Nets that differ in nothing but the factor are a pair. Pairs of one seed share their start and their
-    batches: only seeds count as independent. Pairs with a net that diverged to infinity or NaN are left out.
+    States that differ in nothing but the factor are a pair. Those of one seed share start and batches: only
+    seeds count as independent. A pair without a figure is left out.
     """
     from scipy.stats import t, ttest_1samp
 
-    levels: dict[Any, dict[tuple[Any, ...], dict[str, Any]]] = defaultdict(dict)
-    for row in rows:
-        if row["finite"] and all(row[name] == level for name, level in comparison.where.items()):
-            key = tuple(row[name] for name in (*FACTORS, "seed") if name != comparison.factor)
-            levels[row[comparison.factor]][key] = row
+    where = {**comparison.where, **arm}
+    levels: dict[Any, dict[tuple[Any, ...], float]] = defaultdict(dict)
+    for state in found:
+        if all(state[name] == level for name, level in where.items()):
+            key = tuple(state[name] for name in FACTORS if name != comparison.factor)
+            levels[state[comparison.factor]][key] = 100 * figure(state)
     low, high = levels[comparison.low], levels[comparison.high]
+    both = [key for key in low if key in high and math.isfinite(high[key] - low[key])]
+    seed = [name for name in FACTORS if name != comparison.factor].index("seed")
     by_seed: dict[int, list[float]] = defaultdict(list)
-    for key in low.keys() & high.keys():
-        by_seed[key[-1]].append(100 * (figure(high[key]) - figure(low[key])))
-    values = [statistics.fmean(differences) for differences in by_seed.values()]
+    for key in both:
+        by_seed[key[seed]].append(high[key] - low[key])
+    values = [
+        round(statistics.fmean(found), 9) for found in by_seed.values()
+    ]  # 0 where it is but for rounding
     if len(values) < 2:
         return None
     mean, deviation = statistics.fmean(values), statistics.stdev(values)
     half = deviation / len(values) ** 0.5 * float(t.ppf(0.975, len(values) - 1))
     same = 1.0 if mean == 0 else 0.0  # of values without any spread
     probability = float(ttest_1samp(values, 0).pvalue) if deviation > 0 else same
-    return Difference(
-        mean, mean - half, mean + half, probability, len(values), sum(map(len, by_seed.values()))
-    )
+    before, after = (statistics.fmean(level[key] for key in both) for level in (low, high))
+    return Difference(before, after, mean, mean - half, mean + half, probability, len(values), len(both))
 
 
 def holm(probabilities: list[float]) -> list[float]:
@@ -364,113 +493,140 @@ def holm(probabilities: list[float]) -> list[float]:
 
 
 def findings(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Per comparison, what it does to dead units and to accuracy, each with its adjusted probability."""
+    """Per comparison and arm, what it does to dead units and to accuracy, with adjusted probabilities."""
     found: list[dict[str, Any]] = []
+    everything = states(rows)
     for comparison in COMPARISONS:
-        differences = {
-            "dead": paired(rows, comparison, dead),
-            "accuracy": paired(rows, comparison, lambda row: row["accuracy"]),
-        }
-        for name, difference in differences.items():
-            if difference is not None:
-                found.append(
-                    {"claim": comparison.claim, "text": comparison.text, "figure": name, **asdict(difference)}
-                )
+        mine = [s for s in everything if all(s[name] == v for name, v in comparison.where.items())]
+        arms = list(dict.fromkeys(tuple(s[name] for name in comparison.arms) for s in mine))
+        apart = [dict(zip(comparison.arms, arm, strict=True)) for arm in arms]
+        for arm in [{}, *apart]:
+            for name, figure in FIGURES.items():
+                difference = paired(mine, comparison, figure, arm)
+                if difference is not None:
+                    about = {"question": comparison.question, "text": comparison.text}
+                    found.append({**about, "arm": arm, "figure": name, **asdict(difference)})
     for finding, adjusted in zip(found, holm([f["probability"] for f in found]), strict=True):
         finding["adjusted"] = adjusted
     return found
 
 
-def verdict(finding: dict[str, Any]) -> str:
-    """One finding in words with its numbers."""
-    what = "dead units" if finding["figure"] == "dead" else "accuracy"
+def direction(finding: dict[str, Any]) -> str:
+    if finding["adjusted"] >= 0.05:
+        return "no difference beyond noise"
+    more, fewer = ("more", "fewer") if finding["figure"] == "dead" else ("higher", "lower")
+    return more if finding["mean"] > 0 else fewer
+
+
+def verdict(finding: dict[str, Any], arms: list[dict[str, Any]]) -> str:
+    """What was found on average and in how many arms, in a sentence with its numbers."""
+    what = "Dead units" if finding["figure"] == "dead" else "Accuracy"
     interval = f"95% interval {finding['low']:+.1f} to {finding['high']:+.1f}"
     size = f"{finding['pairs']} pairs, {finding['seeds']} seeds"
-    tested = f"{interval}, adjusted p {_probability(finding['adjusted'])}, {size}"
-    if finding["adjusted"] >= 0.05:
-        return f"{what}: no difference beyond noise ({finding['mean']:+.1f} points, {tested})"
-    return f"{what} **{finding['mean']:+.1f} points** ({tested})"
+    sentence = (
+        f"{what}, {finding['text']}: {finding['before']:.1f} → {finding['after']:.1f}%, "
+        f"**{direction(finding)}** ({finding['mean']:+.1f} points, {interval}, "
+        f"P {_probability(finding['adjusted'])}, {size})"
+    )
+    if len(arms) > 1:
+        counts = Counter(map(direction, arms))
+        words = sorted(counts, key=lambda word: (word.startswith("no"), word))
+        sentence += f"; of {len(arms)} arms " + ", ".join(f"{word} in {counts[word]}" for word in words)
+    return sentence + "."
 
 
 def _probability(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Mean dead fraction and accuracy per activation, p, learning rate and optimiser, as Markdown."""
-    cells: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        if row["finite"]:
-            cells[row["optimiser"], row["lr"], row["activation"], row["p"]].append(row)
-    ps = sorted({row["p"] for row in rows})
+def table(arms: list[dict[str, Any]]) -> list[str]:
+    """A line for each arm, as Markdown; differences beyond noise are bold."""
     lines = [
-        f"| optimiser | lr | activation | {' | '.join(f'p = {p:g}' for p in ps)} |",
-        f"|---|---:|---|{'---:|' * len(ps)}",
+        "| nets | dead units, % | difference | P | accuracy, % | difference | P |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for optimiser, lr, activation in dict.fromkeys(key[:3] for key in cells):
-        texts = []
-        for p in ps:
-            nets = cells.get((optimiser, lr, activation, p), [])
-            if nets:
-                silent = 100 * statistics.fmean(map(dead, nets))
-                accuracy = 100 * statistics.fmean(row["accuracy"] for row in nets)
-                texts.append(f"{silent:.1f} / {accuracy:.1f}")
-            else:
-                texts.append("-")
-        lines.append(f"| {optimiser} | {lr:g} | {activation} | {' | '.join(texts)} |")
-    return "\n".join(lines)
+    by_arm: dict[str, list[str]] = {}
+    for finding in arms:
+        number = f"{finding['mean']:+.1f}"
+        if finding["adjusted"] < 0.05:
+            number = f"**{number}**"
+        by_arm.setdefault(_nets(finding["arm"]), []).extend(
+            (
+                f"{finding['before']:.1f} → {finding['after']:.1f}",
+                f"{number} ({finding['low']:+.1f} to {finding['high']:+.1f})",
+                _probability(finding["adjusted"]).removeprefix("= "),
+            )
+        )
+    return lines + [f"| {' | '.join([name, *cells])} |" for name, cells in by_arm.items()]
+
+
+def _nets(arm: dict[str, Any]) -> str:
+    """An arm in words."""
+    words = {"lr": "lr {:g}", "depth": "depth {}"}
+    return ", ".join(words.get(name, "{}").format(level) for name, level in arm.items())
 
 
 def page(result: dict[str, Any]) -> str:
     """The report as Markdown."""
     grid, rows = result["grid"], result["rows"]
-    epochs = f"{grid['epochs']} epoch{'s' * (grid['epochs'] != 1)}"
-    diverged = sum(not row["finite"] for row in rows)
+    epochs = _epochs(grid)
+    starts = [state for state in states(rows) if not state["trained"]]
+    blocked = [state for state in starts if state["blocked"]]
     lines = [
         "# Does dropout make ReLU units die?",
         "",
         f"{len(rows)} nets on {result['data']['source']}: 784 - {grid['hidden']} x depth - 10, "
         f"{epochs} of {result['data']['train']} digits, "
         f"batches of {grid['batch_size']}, {grid['seeds']} seeds; every combination of activation "
-        f"({', '.join(grid['activation'])}), p ({_list(grid['p'])}), learning rate ({_list(grid['lr'])}), "
-        "initialisation (PyTorch's; He; "
-        f"PyTorch's with hidden biases of {NEGATIVE_BIAS:g}), optimiser ({', '.join(grid['optimiser'])}) and "
-        f"hidden layers ({_list(grid['depth'])}). {diverged} nets diverged to infinity or NaN and are "
-        "left out.",
+        f"({_list(grid['activation'])}), p ({_list(grid['p'])}), learning rate ({_list(grid['lr'])}), "
+        "initialisation (default: PyTorch's; he: He's, with biases of 0; negative: PyTorch's with hidden "
+        f"biases of {NEGATIVE_BIAS:g}), optimiser ({_list(grid['optimiser'])}) and "
+        f"depth ({_list(grid['depth'])} hidden layers).",
         "",
-        "A unit is dead if it fires (has a positive input) for none of the "
-        f"{result['data']['test']} test digits. LeakyReLU and ELU units that never fire still learn; they "
-        "count here all the same, so that the three can be compared.",
+        *_left_out(grid),
+        "A unit is dead if, with dropout off, it fires (has a positive input) for none of the "
+        f"{result['data']['test']} test digits, after {epochs}: what dies later isn't seen. "
+        "A LeakyReLU unit that never fires still learns, an ELU unit less the more negative its inputs are; "
+        "they count here all the same, so that the three can be compared.",
         "",
         f"Accuracy after {epochs} with {grid['hidden']} units says how fast nets learn, not where a "
         "long training ends: of what dropout is for, less overfitting, it shows nothing.",
         "",
-        '"A for B" is what A changes where it takes the place of B, in percentage points. Nets are paired '
-        "where they differ in nothing else; pairs of "
-        "one seed are averaged, and a t-test over the seeds gives interval and p, adjusted for "
-        f"{len(result['findings'])} tests after Holm. Seeds share the order of the digits.",
+        f"{len(blocked)} nets ({_levels(blocked)}) are blocked: they start with a whole layer dead. In ReLU "
+        "nets nothing passes such a layer, so that no choice of p or learning rate can matter: they are left "
+        "out but where they are named.",
+        "",
+        _diverged(rows),
+        "",
+        '"A for B" is what A changes where it takes the place of B. Nets are paired where they differ in '
+        "nothing else; the pairs of one seed are averaged, which gives one difference for each seed. "
+        "Seeds have their own initial weights, order of digits and masks. From a paired t-test over the "
+        "seeds come the 95% intervals, each of its difference alone, and P, adjusted after Holm for all "
+        f"{len(result['findings'])} tests on this page. A verdict goes by the adjusted P, below 0.05 or not; "
+        "no difference beyond noise doesn't say that there is none, its interval says how large it may be. "
+        "An arm is the nets of one optimiser, learning rate and depth.",
         "",
     ]
-    claims: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    claim = ""
-    for finding in result["findings"]:
-        claim = finding["claim"] or claim
-        claims.setdefault(claim, {}).setdefault(finding["text"], []).append(finding)
-    for claim, texts in claims.items():
-        lines += [f"## {claim}?", ""]
-        lines += [f"- {text}: {'; '.join(map(verdict, found))}." for text, found in texts.items()]
-        lines += [""]
+    for question, texts in _grouped(result["findings"], "question").items():
+        lines += [f"## {question}", ""]
+        for found in _grouped(texts, "text").values():
+            apart = [finding for finding in found if finding["arm"]]
+            for finding in found:
+                if not finding["arm"]:
+                    same = [arm for arm in apart if arm["figure"] == finding["figure"]]
+                    lines += [f"- {verdict(finding, same)}"]
+            lines += ["", *table(apart), ""]
+    command, took = result["command"], result["took"]
+    clock = f"{took['seconds']:.0f} s by the clock"
+    if took["kept"]:
+        clock += f" for {took['parts'] - took['kept']} of {took['parts']} parts (others were done before)"
     lines += [
-        "## Figures",
+        "## Every combination",
         "",
-        "![Dead units and accuracy by p, learning rate and initialisation](dead-neurons.png)",
+        "Means over the seeds and their 95% intervals (t).",
         "",
-        "Dead units / accuracy in percent, means over initialisations, depths and seeds:",
-        "",
-        table(rows),
-        "",
-        f"`{result['command']}` on {result['device']}, {result['seconds']:.0f} s "
-        f"({result['cpu_seconds']:.0f} s of CPU time), "
+        *(f"![{_title(depth)}]({_plot(depth)})\n" for depth in grid["depth"]),
+        f"`{command}` on {result['device']}: {clock}, {took['cpu_seconds']:.0f} s of CPU time, "
         f"{', '.join(f'{name} {version}' for name, version in result['versions'].items())}, "
         f"{result['date'][:10]}. "
         "The raw results are `benchmarks/results/dead-neurons/dead_neurons.json`.",
@@ -479,54 +635,117 @@ def page(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _list(values: Iterable[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
+def _grouped(found: list[dict[str, Any]], name: str) -> dict[str, list[dict[str, Any]]]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for finding in found:
+        groups.setdefault(finding[name], []).append(finding)
+    return groups
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Dead units above and accuracy below, over p, per learning rate and initialisation; 95% intervals."""
+def _epochs(grid: dict[str, Any]) -> str:
+    return f"{grid['epochs']} epoch{'s' * (grid['epochs'] != 1)}"
+
+
+def _left_out(grid: dict[str, Any]) -> list[str]:
+    """What of the whole grid isn't in this one."""
+    whole = json.loads(json.dumps(asdict(Grid())))
+    if grid == whole:
+        return []
+    names = {"lr": "learning rate", "init": "initialisation"}
+    lacking = {
+        name: [level for level in levels if level not in grid[name]]
+        for name, levels in whole.items()
+        if isinstance(levels, list)
+    }
+    more = ", ".join(f"{names.get(name, name)} {_list(some)}" for name, some in lacking.items() if some)
+    return [
+        f"Not measured: the whole grid (`--full`, meant for a GPU), with {whole['hidden']} units and "
+        f"{_epochs(whole)}{f' and also {more}' * bool(more)}.",
+        "",
+    ]
+
+
+def _levels(found: list[dict[str, Any]]) -> str:
+    """Which initialisations and depths there are among nets."""
+    return "; ".join(
+        dict.fromkeys(f"initialisation {state['init']!r}, depth {state['depth']}" for state in found)
+    )
+
+
+def _diverged(rows: list[dict[str, Any]]) -> str:
+    counts = Counter(row["activation"] for row in rows if not row["finite"])
+    if not counts:
+        return "No net diverged to infinity or NaN."
+    which = ", ".join(f"{name} {count}" for name, count in counts.items())
+    return f"Of nets that diverged to infinity or NaN ({which}) the accuracy counts, the dead units don't."
+
+
+def _list(values: Iterable[Any]) -> str:
+    return ", ".join(value if isinstance(value, str) else f"{value:g}" for value in values)
+
+
+def _title(depth: int) -> str:
+    return f"{depth} hidden layer{'s' * (depth != 1)}"
+
+
+def _plot(depth: int) -> str:
+    return f"dead-neurons-depth{depth}.png"
+
+
+def digest(rows: list[dict[str, Any]]) -> str:
+    """Stands in each plot: it was drawn from these rows."""
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def plot(rows: list[dict[str, Any]], depth: int, path: Path) -> None:
+    """Dead units and accuracy over p for each optimiser, rate and initialisation: means, 95% intervals."""
     import matplotlib as mpl
 
     mpl.use("agg")
     from matplotlib import pyplot as plt
     from scipy.stats import t
 
-    rates, inits = (list(dict.fromkeys(row[name] for row in rows)) for name in ("lr", "init"))
-    panels = [(lr, init) for lr in sorted(rates) for init in inits]
-    figure, axes = plt.subplots(
-        2, len(panels), figsize=(2.6 * len(panels), 6), sharey="row", layout="constrained"
+    cells: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        if row["depth"] == depth:
+            cells[tuple(row[name] for name in ("optimiser", "lr", "init", "activation", "p"))].append(row)
+    optimisers, rates, inits, activations, ps = (
+        list(dict.fromkeys(level)) for level in zip(*cells, strict=True)
     )
-    figures: tuple[Callable[[dict[str, Any]], float], ...] = (dead, lambda row: row["accuracy"])
-    for column, (lr, init) in enumerate(panels):
-        for line, value in enumerate(figures):
-            axis = axes[line, column]
-            for activation in dict.fromkeys(row["activation"] for row in rows):
-                by_p: dict[float, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-                for row in rows:
-                    if row["finite"] and (row["lr"], row["init"], row["activation"]) == (
-                        lr,
-                        init,
-                        activation,
-                    ):
-                        by_p[row["p"]][row["seed"]].append(100 * value(row))
-                x, means, halves = sorted(by_p), [], []
-                for p in x:
-                    seeds = [statistics.fmean(values) for values in by_p[p].values()]
-                    means.append(statistics.fmean(seeds))
-                    enough = len(seeds) > 1
-                    spread = statistics.stdev(seeds) / len(seeds) ** 0.5 if enough else 0.0
-                    halves.append(spread * float(t.ppf(0.975, len(seeds) - 1)) if enough else 0.0)
-                axis.plot(x, means, marker="o", label=activation)
-                low = [m - h for m, h in zip(means, halves, strict=True)]
-                high = [m + h for m, h in zip(means, halves, strict=True)]
-                axis.fill_between(x, low, high, alpha=0.2)
-            axis.grid(alpha=0.3)
-        axes[0, column].set_title(f"lr {lr:g}, {init}")
-        axes[1, column].set_xlabel("p")
-    axes[0, 0].set_ylabel("units that never fire (%)")
-    axes[1, 0].set_ylabel("test accuracy (%)")
-    axes[0, 0].legend()
-    figure.savefig(path, dpi=100)
+    columns, lines = list(itertools.product(rates, inits)), list(itertools.product(optimisers, FIGURES))
+    figure, axes = plt.subplots(
+        len(lines),
+        len(columns),
+        figsize=(2.3 * len(columns) + 0.5, 2.3 * len(lines) + 0.5),
+        sharex=True,
+        sharey="row",
+        layout="constrained",
+        squeeze=False,
+    )
+    for (i, (optimiser, name)), (j, (lr, init)) in itertools.product(enumerate(lines), enumerate(columns)):
+        axis = axes[i, j]
+        for activation, marker in zip(activations, "osv", strict=False):
+            x, means, halves = [], [], []
+            for p in ps:
+                values = [100 * FIGURES[name](row) for row in cells[optimiser, lr, init, activation, p]]
+                values = [value for value in values if math.isfinite(value)]
+                if len(values) > 1:
+                    spread = statistics.stdev(values) / len(values) ** 0.5
+                    x.append(p)
+                    means.append(statistics.fmean(values))
+                    halves.append(spread * float(t.ppf(0.975, len(values) - 1)))
+            axis.errorbar(x, means, halves, marker=marker, markersize=4, capsize=3, label=activation)
+        axis.grid(alpha=0.3)
+        axis.set_ylim(-4, 104)
+        if i == 0:
+            axis.set_title(f"lr {lr:g}, {init}", fontsize="medium")
+        if i == len(lines) - 1:
+            axis.set_xlabel("p")
+        if j == 0:
+            axis.set_ylabel(f"{optimiser}: {'dead units' if name == 'dead' else 'accuracy'}, %")
+    axes[0, 0].legend(fontsize="small")
+    figure.suptitle(_title(depth))
+    figure.savefig(path, dpi=90, metadata={"Description": digest(rows)})
     plt.close(figure)
 
 
@@ -538,9 +757,18 @@ def parser() -> argparse.ArgumentParser:
         prog="python benchmarks/dead_neurons.py", description=(__doc__ or "").split("\n")[0]
     )
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    result.add_argument("--threads", type=int, default=1, help="on a CPU; matrices are too small for more")
-    result.add_argument("--full", action="store_true", help="the whole grid: meant for a GPU")
-    result.add_argument("--device", type=torch.device, default=default_device, help="where to train")
+    result.add_argument(
+        "--full", action="store_true", help="the whole grid, 128 units, 5 epochs: meant for a GPU"
+    )
+    result.add_argument("--hidden", type=at_least(int, 1), help="units of each hidden layer")
+    result.add_argument("--epochs", type=at_least(int, 1), help="passes over the digits")
+    result.add_argument("--device", type=torch_device, default=default_device, help="where to train")
+    result.add_argument(
+        "--processes",
+        type=at_least(int, 1),
+        metavar="N",
+        help="parts that train at a time on a CPU, one thread each (default: one for each core)",
+    )
     result.add_argument(
         "--data", type=Path, metavar="DIR", help="MNIST in torchvision's layout, DIR/MNIST/raw/"
     )
@@ -554,24 +782,34 @@ def main(arguments: list[str] | None = None, grid: Grid | None = None) -> None:
     command = parser()
     options = command.parse_args(arguments)
     grid = grid or (Grid() if options.full else REDUCED)
-    torch.set_num_threads(options.threads)
+    grid = replace(grid, hidden=options.hidden or grid.hidden, epochs=options.epochs or grid.epochs)
     missing = [name for name in ("scipy", "matplotlib") if importlib.util.find_spec(name) is None]
     if missing:
         command.exit(2, f"{command.prog}: error: needs {' and '.join(missing)}: pip install -e '.[study]'\n")
+    cores, on_cpu = os.cpu_count() or 1, options.device.type == "cpu"
+    processes = options.processes or (cores if on_cpu and sys.platform == "linux" else 1)
+    if processes > 1 and not (on_cpu and sys.platform == "linux"):
+        command.error("argument --processes: more than 1 only on a CPU and under Linux")
+    torch.set_num_threads(1)  # matrices are too small for more
     try:
         digits = load(options.data).to(options.device)
         options.out.mkdir(parents=True, exist_ok=True)
     except (DataError, OSError) as error:
         command.exit(2, f"{command.prog}: error: {error}\n")
-    rows, seconds, busy = study(grid, digits, options.out / "parts")
+    try:
+        rows, took = study(grid, digits, options.out / "parts", processes)
+    except ChildProcessError as error:
+        command.exit(1, f"{command.prog}: error: {error}\n")
+    device = describe_device(options.device)
+    if on_cpu:
+        device = f"{cores} cores of an {platform.machine()} CPU, {processes} at work"
     result = {
-        "command": command.prog + (" --full" if options.full else ""),
+        "command": " ".join([command.prog, *_chosen(options)]),
         "grid": asdict(grid),
         "versions": versions(),
-        "device": describe_device(options.device),
+        "device": device,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "seconds": seconds,
-        "cpu_seconds": busy,
+        "took": took,
         "data": {"source": digits.source, "train": len(digits.train_labels), "test": len(digits.test_labels)},
         "findings": findings(rows),
         "rows": rows,
@@ -580,31 +818,19 @@ def main(arguments: list[str] | None = None, grid: Grid | None = None) -> None:
     lines = ",\n".join(json.dumps(row) for row in rows)  # a line for each net
     text = json.dumps(head, indent=1)[:-2] + f',\n "rows": [\n{lines}\n ]\n}}\n'
     (options.out / "dead_neurons.json").write_text(text)
-    plot(rows, options.out / "dead-neurons.png")
+    for depth in grid.depth:
+        plot(rows, depth, options.out / _plot(depth))
     (options.out / "dead-neurons.md").write_text(page(json.loads(text)))
-    print(f"Written to {options.out}: dead_neurons.json, dead-neurons.md, dead-neurons.png")
+    print(
+        f"Written to {options.out}: dead_neurons.json, dead-neurons.md, {', '.join(map(_plot, grid.depth))}"
+    )
 
 
-def study(grid: Grid, digits: Digits, parts: Path) -> tuple[list[dict[str, Any]], float, float]:
-    """Every net's row, those of parts that are done read from their files.
-
-    And the seconds that it took now, by the clock and of the CPUs; on a busy machine they differ.
-    """
-    start, busy = time.perf_counter(), time.process_time()
-    steps = grid.epochs * -(-len(digits.train_labels) // grid.batch_size)
-    rows: list[dict[str, Any]] = []
-    with tqdm(total=steps * len(list(grid.parts())), unit="step", disable=None, leave=False) as progress:
-        for part in grid.parts():
-            path = parts / f"{part.name}.json"
-            mine = load_part(path, grid, part, digits.source)
-            if mine is None:
-                progress.set_description(part.name)
-                mine = train(grid, part, digits, progress)
-                store_part(path, grid, mine, digits.source)
-            else:
-                progress.update(steps)
-            rows += mine
-    return rows, time.perf_counter() - start, time.process_time() - busy
+def _chosen(options: argparse.Namespace) -> list[str]:
+    """The options that make the grid another."""
+    numbers = {"--hidden": options.hidden, "--epochs": options.epochs}
+    words = ["--full"] * options.full
+    return words + [f"{name} {value}" for name, value in numbers.items() if value is not None]
 
 
 if __name__ == "__main__":

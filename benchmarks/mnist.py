@@ -32,6 +32,7 @@ from tqdm import tqdm
 import fusedact
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.arguments import at_least, probability, torch_device
 from benchmarks.machine import describe_device, versions
 from benchmarks.mnist_data import DataError, Digits, load
 
@@ -208,46 +209,21 @@ def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     plt.close(figure)
 
 
-def _at_least(kind: type, low: float, strict: bool = False) -> Callable[[str], Any]:
-    def parse(text: str) -> Any:
-        value = kind(text)
-        if not (value > low if strict else value >= low) or value == float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not {'above' if strict else 'at least'} {low}")
-        return value
-
-    parse.__name__ = kind.__name__
-    return parse
-
-
-def _probability(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
-def _device(text: str) -> torch.device:
-    try:
-        return torch.empty(0, device=text).device
-    except (RuntimeError, AssertionError) as error:
-        raise argparse.ArgumentTypeError(f"{text}: {str(error).splitlines()[0]}") from None
-
-
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         description="Train nets with ReLU, LeakyReLU and ELU + dropout on MNIST and compare them.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    result.add_argument("--epochs", type=_at_least(int, 1), default=5, help="passes over the digits")
-    result.add_argument("--batch-size", type=_at_least(int, 1), default=64, help="digits per step")
-    result.add_argument("--hidden", type=_at_least(int, 1), default=128, help="units of the hidden layer")
-    result.add_argument("--p", type=_probability, default=0.5, help="dropout probability")
+    result.add_argument("--epochs", type=at_least(int, 1), default=5, help="passes over the digits")
+    result.add_argument("--batch-size", type=at_least(int, 1), default=64, help="digits per step")
+    result.add_argument("--hidden", type=at_least(int, 1), default=128, help="units of the hidden layer")
+    result.add_argument("--p", type=probability, default=0.5, help="dropout probability")
     result.add_argument(
-        "--lr", type=_at_least(float, 0, strict=True), default=1e-3, help="Adam's learning rate"
+        "--lr", type=at_least(float, 0, strict=True), default=1e-3, help="Adam's learning rate"
     )
-    result.add_argument("--seeds", type=_at_least(int, 0), nargs="+", default=[0], help="one net each")
-    result.add_argument("--device", type=_device, default=default_device, help="where to train")
+    result.add_argument("--seeds", type=at_least(int, 0), nargs="+", default=[0], help="one net each")
+    result.add_argument("--device", type=torch_device, default=default_device, help="where to train")
     result.add_argument(
         "--backend",
         choices=("fused", "eager", "compile"),
