@@ -539,31 +539,35 @@ def _probability(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 
-def table(arms: list[dict[str, Any]]) -> list[str]:
-    """A line for each arm, as Markdown; differences beyond noise are bold."""
+def table(found: list[dict[str, Any]], header: str, label: Callable[[dict[str, Any]], str]) -> list[str]:
+    """A line for each label, as Markdown; differences beyond noise are bold."""
     lines = [
-        "| nets | dead units, % | difference | P | accuracy, % | difference | P |",
+        f"| {header} | dead units, % | difference | P | accuracy, % | difference | P |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    by_arm: dict[str, list[str]] = {}
-    for finding in arms:
+    by_label: dict[str, list[str]] = {}
+    for finding in found:
         number = f"{finding['mean']:+.1f}"
         if finding["adjusted"] < 0.05:
             number = f"**{number}**"
-        by_arm.setdefault(_nets(finding["arm"]), []).extend(
+        by_label.setdefault(label(finding), []).extend(
             (
                 f"{finding['before']:.1f} → {finding['after']:.1f}",
                 f"{number} ({finding['low']:+.1f} to {finding['high']:+.1f})",
                 _probability(finding["adjusted"]).removeprefix("= "),
             )
         )
-    return lines + [f"| {' | '.join([name, *cells])} |" for name, cells in by_arm.items()]
+    return lines + [f"| {' | '.join([name, *cells])} |" for name, cells in by_label.items()]
 
 
-def _nets(arm: dict[str, Any]) -> str:
-    """An arm in words."""
+def _question(finding: dict[str, Any]) -> str:
+    return f"{finding['question']} ({finding['text']})"
+
+
+def _nets(finding: dict[str, Any]) -> str:
+    """A finding's arm in words."""
     words = {"lr": "lr {:g}", "depth": "depth {}"}
-    return ", ".join(words.get(name, "{}").format(level) for name, level in arm.items())
+    return ", ".join(words.get(name, "{}").format(level) for name, level in finding["arm"].items())
 
 
 def page(result: dict[str, Any]) -> str:
@@ -574,6 +578,13 @@ def page(result: dict[str, Any]) -> str:
     blocked = [state for state in starts if state["blocked"]]
     lines = [
         "# Does dropout make ReLU units die?",
+        "",
+        "On average over all nets named (bold: beyond noise); what each word means and where it holds stands "
+        "below.",
+        "",
+        *table([finding for finding in result["findings"] if not finding["arm"]], "", _question),
+        "",
+        "## How it was measured",
         "",
         f"{len(rows)} nets on {result['data']['source']}: 784 - {grid['hidden']} x depth - 10, "
         f"{epochs} of {result['data']['train']} digits, "
@@ -615,7 +626,7 @@ def page(result: dict[str, Any]) -> str:
                 if not finding["arm"]:
                     same = [arm for arm in apart if arm["figure"] == finding["figure"]]
                     lines += [f"- {verdict(finding, same)}"]
-            lines += ["", *table(apart), ""]
+            lines += ["", *table(apart, "nets", _nets), ""]
     command, took = result["command"], result["took"]
     clock = f"{took['seconds']:.0f} s by the clock"
     if took["kept"]:
