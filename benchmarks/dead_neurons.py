@@ -86,7 +86,7 @@ class Grid:
         return list(itertools.product(self.p, self.init, range(self.seeds)))
 
 
-REDUCED = Grid(p=(0.0, 0.5, 0.8), lr=(1e-3, 1e-1), hidden=32, epochs=1)
+REDUCED = Grid(seeds=8, hidden=32, epochs=1)
 
 
 @dataclass(frozen=True)
@@ -539,35 +539,50 @@ def _probability(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 
-def table(found: list[dict[str, Any]], header: str, label: Callable[[dict[str, Any]], str]) -> list[str]:
-    """A line for each label, as Markdown; differences beyond noise are bold."""
+def table(arms: list[dict[str, Any]]) -> list[str]:
+    """A line for each arm, as Markdown; differences beyond noise are bold."""
     lines = [
-        f"| {header} | dead units, % | difference | P | accuracy, % | difference | P |",
+        "| nets | dead units, % | difference | P | accuracy, % | difference | P |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    by_label: dict[str, list[str]] = {}
-    for finding in found:
+    by_arm: dict[str, list[str]] = {}
+    for finding in arms:
         number = f"{finding['mean']:+.1f}"
         if finding["adjusted"] < 0.05:
             number = f"**{number}**"
-        by_label.setdefault(label(finding), []).extend(
+        by_arm.setdefault(_nets(finding["arm"]), []).extend(
             (
                 f"{finding['before']:.1f} → {finding['after']:.1f}",
                 f"{number} ({finding['low']:+.1f} to {finding['high']:+.1f})",
                 _probability(finding["adjusted"]).removeprefix("= "),
             )
         )
-    return lines + [f"| {' | '.join([name, *cells])} |" for name, cells in by_label.items()]
+    return lines + [f"| {' | '.join([name, *cells])} |" for name, cells in by_arm.items()]
 
 
-def _question(finding: dict[str, Any]) -> str:
-    return f"{finding['question']} ({finding['text']})"
-
-
-def _nets(finding: dict[str, Any]) -> str:
-    """A finding's arm in words."""
+def _nets(arm: dict[str, Any]) -> str:
+    """An arm in words."""
     words = {"lr": "lr {:g}", "depth": "depth {}"}
-    return ", ".join(words.get(name, "{}").format(level) for name, level in finding["arm"].items())
+    return ", ".join(words.get(name, "{}").format(level) for name, level in arm.items())
+
+
+def summary(result: dict[str, Any]) -> str:
+    """The answers in short, as Markdown: what each comparison found on average over all its nets."""
+    grid = result["grid"]
+    lines = [
+        f"{len(result['rows'])} nets of {grid['hidden']} units a layer, {_epochs(grid)}, {grid['seeds']} "
+        "seeds; on average over all optimisers, learning rates, initialisations and depths that aren't "
+        "named. Blocked nets, which start with a whole layer dead, stand apart.",
+        "",
+        "| question | dead units, % | accuracy, % |",
+        "|---|---|---|",
+    ]
+    by_question: dict[str, list[str]] = {}
+    for finding in result["findings"]:
+        if not finding["arm"]:
+            answer = f"{finding['before']:.1f} → {finding['after']:.1f}: {direction(finding)}"
+            by_question.setdefault(f"{finding['question']} ({finding['text']})", []).append(answer)
+    return "\n".join(lines + [f"| {' | '.join([name, *cells])} |" for name, cells in by_question.items()])
 
 
 def page(result: dict[str, Any]) -> str:
@@ -579,10 +594,7 @@ def page(result: dict[str, Any]) -> str:
     lines = [
         "# Does dropout make ReLU units die?",
         "",
-        "On average over all nets named (bold: beyond noise); what each word means and where it holds stands "
-        "below.",
-        "",
-        *table([finding for finding in result["findings"] if not finding["arm"]], "", _question),
+        summary(result),
         "",
         "## How it was measured",
         "",
@@ -626,7 +638,7 @@ def page(result: dict[str, Any]) -> str:
                 if not finding["arm"]:
                     same = [arm for arm in apart if arm["figure"] == finding["figure"]]
                     lines += [f"- {verdict(finding, same)}"]
-            lines += ["", *table(apart, "nets", _nets), ""]
+            lines += ["", *table(apart), ""]
     command, took = result["command"], result["took"]
     clock = f"{took['seconds']:.0f} s by the clock"
     if took["kept"]:

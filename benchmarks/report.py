@@ -329,6 +329,12 @@ def _mnist(results: Path) -> str:
     return f"```text\n{mnist.table(mnist.summary(result['runs']), len(result['seeds']))}\n```"
 
 
+def _study(results: Path) -> str:
+    from benchmarks import dead_neurons
+
+    return dead_neurons.summary(json.loads((results / "dead-neurons" / "dead_neurons.json").read_text()))
+
+
 def _gpu(results: Path) -> str:
     parts = []
     for path in sorted((results / "gpu").glob("*.json")):
@@ -344,6 +350,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "host time": _host_time,
     "machine code": _machine_code,
     "mnist": _mnist,
+    "study": _study,
 }
 
 
