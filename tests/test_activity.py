@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import math
 import os
 import re
 import subprocess
@@ -348,7 +349,7 @@ def test_an_empty_input_of_the_operator(through_kernels):
     tally = Tally.zeros(0, through_kernels)
     for shape in ((5, 0), (0, 0)):
         x = torch.empty(shape, device=through_kernels)
-        torch.ops.fusedact.count_activity(x, None, (), "eager", -1, "relu", [], 31, *tally)
+        torch.ops.fusedact.count_activity(x, None, (), "eager", -1, "relu", [], 31, "0", *tally)
     assert tally.counts.tolist() == [[0], [0]]
 
 
@@ -430,9 +431,31 @@ def test_compiled(activation, make):
     check(only(monitor.report()), activation, model[0](torch.cat(batches[2:])), tolerance=1e-6)
 
 
+@kinds
+def test_compiled_for_two_monitors(make):
+    torch.compiler.reset()
+    model = net(make(ACTIVATIONS[0]))
+    compiled = torch.compile(model, backend="aot_eager")
+    with ActivityMonitor(model) as one, ActivityMonitor(model, mode="train") as other:
+        for n, training in ((8, True), (5, False), (3, True)):
+            compiled.train(training)
+            compiled(torch.randn(n, 12)).sum().backward()
+    assert (only(one.report()).samples, only(other.report()).samples) == (16, 11)
+
+
 @activations
 def test_operator(activation):
-    arguments = (torch.randn(5, 12), None, (), "eager", -1, activation.name, list(parameters(activation)), 31)
+    arguments = (
+        torch.randn(5, 12),
+        None,
+        (),
+        "eager",
+        -1,
+        activation.name,
+        list(parameters(activation)),
+        31,
+        "0",
+    )
     arguments += Tally.zeros(12, "cpu")
     torch.library.opcheck(torch.ops.fusedact.count_activity.default, arguments)
 
@@ -613,6 +636,14 @@ def test_plot(tmp_path):
     assert len(right.patches) == 2
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_plot_without_finite_activity(value):
+    pytest.importorskip("matplotlib")
+    with ActivityMonitor(model := net(nn.ReLU())) as monitor:
+        model[1](torch.full((5, 12), value))
+    monitor.plot()
+
+
 # Errors ------------------------------------------------------------------------------------------------
 
 
@@ -654,6 +685,27 @@ def test_what_cannot_be_counted():
         nested = torch.nested.nested_tensor([torch.randn(2, 12), torch.randn(3, 12)], layout=torch.jagged)
         with pytest.raises(TypeError, match="counts plain tensors, but layer '1' got a nested tensor"):
             model(nested)
+        with pytest.raises(
+            RuntimeError, match=r"can't count in torch.jit.trace \(layer '1'\): close it first"
+        ):
+            torch.jit.trace(model, torch.randn(5, 12))
+        with pytest.raises(
+            TypeError, match="counts dense tensors, but layer '1' got one of layout torch.sparse"
+        ):
+            model[1](torch.randn(5, 12).to_sparse())
+        with pytest.raises(TypeError, match=r"counts dense tensors, .* got one of no values \(device meta\)"):
+            model[1](torch.randn(5, 12, device="meta"))
+
+
+@kinds
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_export_has_no_monitor(make, strict):
+    model = net(make(ACTIVATIONS[0])).eval()
+    with ActivityMonitor(model) as monitor:
+        with pytest.raises(Exception, match="in an export .*: close it first"):
+            torch.export.export(model, (torch.randn(5, 12),), strict=strict)
+        model(torch.randn(5, 12))
+    assert only(monitor.report()).samples == 5
 
 
 # Which samples are read ---------------------------------------------------------------------------------
@@ -834,7 +886,7 @@ def test_signs_count_only_for_their_own_layout(same, through_kernels):
     tally = Tally.zeros(64, through_kernels)
     signs = torch.zeros(5 * 128, dtype=torch.int32, device=through_kernels)
     stride = x.stride() if same else x.t().stride()
-    torch.ops.fusedact.count_activity(x, signs, stride, "fast", -1, "relu", [], 31, *tally)
+    torch.ops.fusedact.count_activity(x, signs, stride, "fast", -1, "relu", [], 31, "0", *tally)
     assert tally.counts[0].tolist() == [260] + [0 if same else 260] * 64
 
 

@@ -4,9 +4,10 @@ Everything is counted on the activation's input, before dropout: a dropped eleme
 The counts stay on the device, as 64-bit integers, until a report is asked for.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -233,7 +234,9 @@ class _Layer:
     chosen: bool
     mode: str
     stride: int
-    tallies: dict[tuple[int, torch.device], Tally]
+    tallies: dict[tuple[int, torch.device], Tally] = field(default_factory=dict)
+    # Two monitors' equal calls are one to a compiler, with one tally, unless this tells them apart.
+    number: str = field(default_factory=map(str, itertools.count()).__next__)
 
     def attach(self) -> Callable[[], None]:
         """Begin to count; the function returned ends it."""
@@ -287,8 +290,12 @@ class _Layer:
         self, x: Tensor, signs: Tensor | None = None, signs_stride: Sequence[int] = (), rng: str = "eager"
     ) -> None:
         """Count an input in a compiler's graph; see `ops.Watcher`."""
+        if torch.compiler.is_exporting():
+            raise RuntimeError(
+                f"ActivityMonitor can't count in an export (layer {self.name!r}): close it first"
+            )
         dim = self.unit_dim(x.ndim)
-        arguments = dim, self.activation.name, self.parameters, self.stride
+        arguments = dim, self.activation.name, self.parameters, self.stride, self.number
         count_operator(x.detach(), signs, signs_stride, rng, *arguments, *self._tally(x, dim))
 
     def _tally(self, x: Tensor, dim: int) -> Tally:
@@ -308,9 +315,18 @@ class _Layer:
             raise RuntimeError(
                 f"ActivityMonitor can't count inside a torch.func transform (layer {self.name!r})"
             )
+        if torch._C._get_tracing_state() is not None:
+            raise RuntimeError(
+                f"ActivityMonitor can't count in torch.jit.trace (layer {self.name!r}): close it first"
+            )
         if type(x) not in (Tensor, nn.Parameter) or x.is_nested:
             kind = "nested tensor" if x.is_nested else type(x).__name__
             raise TypeError(f"ActivityMonitor counts plain tensors, but layer {self.name!r} got a {kind}")
+        if x.layout is not torch.strided or x.is_meta:
+            kind = "no values (device meta)" if x.is_meta else f"layout {x.layout}"
+            raise TypeError(
+                f"ActivityMonitor counts dense tensors, but layer {self.name!r} got one of {kind}"
+            )
 
 
 class ActivityMonitor:
@@ -333,7 +349,8 @@ class ActivityMonitor:
     - Several processes (`torch.distributed` initialised): `report` and `end_window` add up the counts of
       all in `group`, so that each of them has to call it.
     - CUDA graphs: call each layer once before capture; replays count.
-    - Inside `torch.func` transforms and for tensor subclasses (DTensor) it raises an error.
+    - Inside `torch.func` transforms, in `torch.export` and `torch.jit.trace`, for tensor subclasses (DTensor) and
+      for tensors that aren't dense it raises an error.
 
     Args:
         model: with at least one module to watch.
@@ -450,6 +467,7 @@ class ActivityMonitor:
             left.plot(numbers, [100 * v for v in dormant], "x--", color=f"C{i}", label=f"{name}: dormant")
         for i, layer in enumerate(report.layers):
             scores = layer.activity / (layer.mean_activity or 1.0)
+            scores = scores[scores.isfinite()]
             label = f"{layer.layer}: {layer.activity_samples} samples"
             right.hist(scores.tolist(), bins=40, histtype="step", color=f"C{i}", label=label)
         left.set(xlabel="window", ylabel="units (%)", ylim=(0, None))
@@ -515,7 +533,7 @@ def _watched(model: nn.Module, units: int | Mapping[str, int] | None, mode: str,
         activation = _row(module)
         if activation is not None:
             name = name or "(the model)"
-            layers.append(_Layer(name, module, activation, before, False, mode, stride, {}))
+            layers.append(_Layer(name, module, activation, before, False, mode, stride))
     if not layers:
         kinds = ", ".join(f"nn.{row.module.__name__}" for row in ACTIVATIONS)
         raise ValueError(

@@ -144,6 +144,7 @@ def count(
     activation: str,
     parameters: list[float],
     stride: int,
+    number: str,
     counts: Tensor,
     activity: Tensor,
 ) -> None:
@@ -160,6 +161,7 @@ def count(
         activation: its row's name.
         parameters: the activation's.
         stride: see `ActivityMonitor`.
+        number: of the layer among those of all monitors.
         counts: see `Tally`.
         activity: see `Tally`.
     """
@@ -189,6 +191,7 @@ def _(
     activation: str,
     parameters: list[float],
     stride: int,
+    number: str,
     counts: Tensor,
     activity: Tensor,
 ) -> None:
