@@ -1,4 +1,4 @@
-"""Everything that only a GPU can say, in one command of about ten minutes.
+"""Everything that only a GPU can say, in one command of at most 20 minutes.
 
     PYTHONPATH=src python -m benchmarks.gpu [--out DIR] [--dry-run]
 

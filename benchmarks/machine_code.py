@@ -435,20 +435,20 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def summary(rows: Sequence[Row], target: str) -> str:
-    """A Markdown table of one target's instructions per element beside their budgets."""
+    """A Markdown table of one target's instructions per element beside their budgets; bold: above it."""
     names = [name for name in DTYPES if name != "float64"]
     lines = [f"| kernel | rng | activation | {' | '.join(names)} | budget |", f"|---|---|---|{'---:|' * 4}"]
     # Those with a budget in its order, then the others in theirs.
     for key in dict.fromkeys([*BUDGETS, *((row.kernel, row.activation, row.rng) for row in rows)]):
         kernel, activation, rng = key
-        counts = {
-            row.dtype: f"{row.instructions_per_element:.1f}"
-            for row in rows
-            if (row.kernel, row.activation, row.rng, row.target) == (*key, target)
-        }
+        limit = BUDGETS.get(key)
+        counts = {}
+        for row in rows:
+            if (row.kernel, row.activation, row.rng, row.target) == (*key, target):
+                above = limit is not None and row.instructions_per_element > limit
+                counts[row.dtype] = ("**{:.1f}**" if above else "{:.1f}").format(row.instructions_per_element)
         lines.append(
-            f"| {kernel} | {rng} | {activation} | {' | '.join(counts[n] for n in names)} "
-            f"| {BUDGETS.get(key, '')} |"
+            f"| {kernel} | {rng} | {activation} | {' | '.join(counts[n] for n in names)} | {limit or ''} |"
         )
     return "\n".join(lines)
 

@@ -23,8 +23,9 @@ from benchmarks.suite import SMALL, synchronised_clock
 
 RESULTS = Path(__file__).parent / "results"
 NOT_MEASURED = (
-    "On a GPU: not measured yet, nor confirmed that masks equal `nn.Dropout`'s there: the mapping restates\n"
-    "PyTorch's source and agrees with an emulation of its loop, thread by thread."
+    "On a GPU: not measured yet. No kernel has run on one, nor is it confirmed that masks equal\n"
+    "`nn.Dropout`'s there: the mapping restates PyTorch's source and agrees with an emulation of its loop,\n"
+    "thread by thread."
 )
 KEY = ("kind", "model", "activation", "dtype", "n", "direction", "backend")
 

@@ -1,5 +1,8 @@
 """What the tests iterate over, all of it derived from the activations' rows."""
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +17,9 @@ MODULES = {cls.activation.name: cls for cls in _EXPORTED if hasattr(cls, "activa
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
+activations = pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: a.name)
+rngs = pytest.mark.parametrize("rng", random.RNGS)
+
 # A GPU so small that eager's grid-stride loop goes round several times: 6 blocks of 256 threads, which fill
 # more than a program, and no whole number of them.
 PROCESSORS = (3, 512)
@@ -27,6 +33,10 @@ SIZES = (1, 7, 10, 1000, 4096, 8200, 12_292, 20_001, 40_000)
 def parameters(activation: Activation) -> tuple[float, ...]:
     """A value other than the default, so that one that is ignored is seen."""
     return (0.3,) if activation.parameter else ()
+
+
+def function(activation: Activation) -> Callable[..., Tensor]:
+    return getattr(fusedact.functional, f"{activation.name}_dropout")
 
 
 def fused_module(activation: Activation, p: float = 0.5, inplace: bool = False) -> nn.Module:

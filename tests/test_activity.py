@@ -18,6 +18,7 @@ from cases import (
     MODULES,
     OFFSET,
     SEED,
+    activations,
     eager_modules,
     fused_module,
     parameters,
@@ -36,7 +37,6 @@ from fusedact import (
 )
 from fusedact.counting import RUN, WHOLE, Tally
 
-activations = pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: a.name)
 kinds = pytest.mark.parametrize("make", [fused_module, eager_modules], ids=["fused", "plain"])
 
 
@@ -653,8 +653,8 @@ def test_plot_without_finite_activity(value):
         ({"model": nn.ReLU}, TypeError, "model has to be a torch.nn.Module, but got type"),
         ({"model": nn.Linear(2, 2)}, ValueError, "this Linear has none.*fusedact.fuse"),
         ({"stride": 0}, ValueError, "stride has to be an int of at least 1, but got stride=0"),
-        ({"stride": 2.0}, ValueError, "stride has to be an int of at least 1, but got stride=2.0"),
-        ({"stride": True}, ValueError, "stride has to be an int of at least 1, but got stride=True"),
+        ({"stride": 2.0}, TypeError, "stride has to be an int, but got stride=2.0"),
+        ({"stride": True}, TypeError, "stride has to be an int, but got stride=True"),
         ({"tau": -1}, ValueError, "tau has to be at least 0, but got tau=-1"),
         ({"tau": "1"}, ValueError, "tau has to be a finite number, but got tau='1'"),
         ({"mode": "test"}, ValueError, "mode has to be one of 'all', 'train', 'eval', but got mode='test'"),
@@ -690,7 +690,7 @@ def test_what_cannot_be_counted():
         ):
             torch.jit.trace(model, torch.randn(5, 12))
         with pytest.raises(
-            TypeError, match="counts dense tensors, but layer '1' got one of layout torch.sparse"
+            TypeError, match=r"counts dense tensors, but layer '1' got one of layout torch\.sparse_coo"
         ):
             model[1](torch.randn(5, 12).to_sparse())
         with pytest.raises(TypeError, match=r"counts dense tensors, .* got one of no values \(device meta\)"):
@@ -702,7 +702,7 @@ def test_what_cannot_be_counted():
 def test_an_export_has_no_monitor(make, strict):
     model = net(make(ACTIVATIONS[0])).eval()
     with ActivityMonitor(model) as monitor:
-        with pytest.raises(Exception, match="in an export .*: close it first"):
+        with pytest.raises(Exception, match=r"in an export .*: close it first"):
             torch.export.export(model, (torch.randn(5, 12),), strict=strict)
         model(torch.randn(5, 12))
     assert only(monitor.report()).samples == 5

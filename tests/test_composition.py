@@ -5,14 +5,12 @@ Masks come from the device's generator, so whoever saves and restores its state 
 
 import pytest
 import torch
-from cases import ACTIVATIONS, DTYPES, OFFSET, PROCESSORS, eager_modules, fused_module
+from cases import DTYPES, OFFSET, PROCESSORS, activations, eager_modules, fused_module
 from torch import nn
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from fusedact import ops, random
-
-activations = pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: a.name)
 
 
 @pytest.fixture(params=["composition", "interpreter", "cuda"])

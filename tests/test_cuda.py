@@ -5,20 +5,13 @@ The kernel tests run on a GPU too, where there is one; these skip without.
 
 import pytest
 import torch
-from cases import ACTIVATIONS, DTYPES, parameters
+from cases import DTYPES, activations, function, parameters
 from torch import nn
 
-import fusedact
 from fusedact import random, reference
 from fusedact.activations import Saved
 
 pytestmark = pytest.mark.usefixtures("cuda")
-
-activations = pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: a.name)
-
-
-def function(activation):
-    return getattr(fusedact.functional, f"{activation.name}_dropout")
 
 
 def pair(activation, p):

@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-from cases import ACTIVATIONS, eager_modules, fused_module, parameters
+from cases import activations, eager_modules, fused_module, parameters
 from torch import nn
 
 import fusedact
@@ -26,8 +26,6 @@ from torch.utils.checkpoint import checkpoint
 
 RANKS = (0, 1)
 TIMEOUT = 60  # seconds, for whatever two processes do together
-
-activations = pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: a.name)
 
 
 def join(rank, store):

@@ -11,7 +11,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import ACTIVATIONS, parameters
+from cases import ACTIVATIONS, activations, parameters
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.optim.swa_utils import AveragedModel
@@ -22,7 +22,6 @@ from fusedact.activations import Saved
 from fusedact.nn import _FusedDropout
 from fusedact.rewriting import Rewritten
 
-activations = pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: a.name)
 homogeneous = pytest.mark.parametrize(
     "activation", [a for a in ACTIVATIONS if a.homogeneous], ids=lambda a: a.name
 )

@@ -15,11 +15,13 @@ from cases import (
     OFFSET,
     PROCESSORS,
     SEED,
+    activations,
     assert_equals_eager,
     eager_modules,
     fused_module,
     parameters,
     prepare,
+    rngs,
 )
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -28,9 +30,7 @@ from torch._dynamo.utils import counters
 from fusedact import ops, random, reference
 from fusedact.activations import Saved
 
-activations = pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: a.name)
 dynamics = pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-rngs = pytest.mark.parametrize("rng", random.RNGS)
 
 
 @pytest.fixture(autouse=True)

@@ -11,12 +11,14 @@ from cases import (
     PROCESSORS,
     SEED,
     SIZES,
+    activations,
     assert_equals_eager,
     fused,
     make_plan,
     mask,
     parameters,
     prepare,
+    rngs,
     steps,
 )
 
@@ -25,8 +27,6 @@ from fusedact.activations import Saved
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
-activations = pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: a.name)
-rngs = pytest.mark.parametrize("rng", random.RNGS)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 
 

@@ -1,22 +1,24 @@
 """The modules and functions as a user meets them, on a CPU: eager's bits, and clear errors."""
 
 import copy
+import dataclasses
 import inspect
 import pickle
 
 import pytest
 import torch
-from cases import ACTIVATIONS, DTYPES, MODULES, parameters
+from cases import ACTIVATIONS, DTYPES, MODULES, activations, function, parameters
 from torch import nn
 
 import fusedact
 from fusedact import FusedELUDropout, FusedLeakyDropout, FusedReLUDropout
+from fusedact.activations import ROWS
 
-activations = pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: a.name)
 
-
-def function(activation):
-    return getattr(fusedact.functional, f"{activation.name}_dropout")
+def test_two_activations_have_two_names():
+    with pytest.raises(ValueError, match="name has to be no other activation's, but got name='relu'"):
+        dataclasses.replace(ACTIVATIONS[0])
+    assert ROWS["relu"] is ACTIVATIONS[0]
 
 
 def test_every_activation_has_its_module():
@@ -173,7 +175,7 @@ def test_a_changed_probability_counts(activation):
 
 
 @activations
-def test_compiled_and_transformed_calls_take_the_composition(activation):
+def test_transformed_calls_take_the_composition(activation):
     """torch.func sees through it: the composition's own derivative rules apply."""
     x = torch.randn(50)
     module = MODULES[activation.name](0.0, *parameters(activation))

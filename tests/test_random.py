@@ -9,6 +9,7 @@ import itertools
 
 import pytest
 import torch
+from cases import rngs
 from scipy import stats
 
 from fusedact import random, reference
@@ -40,12 +41,6 @@ class OnDevice:
     def __init__(self, n, index):
         self.n, self.index = n, index
 
-    def numel(self):
-        return self.n
-
-    def element_size(self):
-        return 4
-
     def get_device(self):
         return self.index
 
@@ -66,9 +61,6 @@ def keep(p, offset=0, seed=1234, dtype=torch.float32, n=N, rng="eager"):
     if rng == "fast":
         return reference.fast_mask(n, p, seed, offset)
     return reference.eager_mask(n, p, dtype, seed, offset, *PROCESSORS)
-
-
-rngs = pytest.mark.parametrize("rng", random.RNGS)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.9, 0.99, 0.001])

@@ -119,3 +119,24 @@ def test_plan():
     assert random.eager_plan(2**26, 4, 132, 2048) == ("eager", 4, 4, 1056, 4 * (-(-(2**26) // (1056 * 1024))))
     assert random.eager_plan(6, 8, *PROCESSORS).vec == 2
     assert random.eager_plan(2**33 + 1, 2, 132, 2048).vec == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"n": 0}, "n has to be at least 1, but got n=0"),
+        ({"p": 1.0}, "p has to be above 0 and below 1, .* but got p=1.0"),
+        ({"p": -0.1}, "p has to be above 0 and below 1, .* but got p=-0.1"),
+        ({"p": math.nan}, "p has to be above 0 and below 1, .* but got p=nan"),
+        ({"alignment": 12}, "alignment has to be a power of 2, but got alignment=12"),
+    ],
+)
+def test_masks_that_nobody_draws(arguments, match):
+    call = {"n": 100, "p": 0.5, "seed": 0, "offset": 0, **arguments}
+    with pytest.raises(ValueError, match=match):
+        reference.eager_mask(
+            dtype=torch.float32, multiprocessors=132, threads_per_multiprocessor=2048, **call
+        )
+    if "alignment" not in arguments:
+        with pytest.raises(ValueError, match=match):
+            reference.fast_mask(**call)

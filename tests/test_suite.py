@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import ACTIVATIONS
+from cases import activations
 from torch import nn
 
 from benchmarks import backends, correctness, report
@@ -104,9 +104,6 @@ class Dropout(nn.Module):
 @pytest.fixture
 def x():
     return torch.randn(2, 20_000).unbind()
-
-
-activations = pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: a.name)
 
 
 @activations

@@ -1,4 +1,4 @@
-"""Activation and dropout in one kernel: one forward, one backward, one bit kept per element."""
+"""Activation and dropout in one kernel: one forward, one backward, ReLU's one bit kept."""
 
 from . import functional
 from .activity import ActivityMonitor

@@ -1,4 +1,4 @@
-"""What the rest of the package needs to know of an activation: one `Activation` row each.
+"""What the rest of the package needs to know of an activation, one row each, and the checks of arguments.
 
 The rows themselves stand beside their functions in `fusedact.functional`.
 """
@@ -22,7 +22,7 @@ class Saved(enum.Enum):
 
 @dataclass(frozen=True, eq=False)
 class Activation:
-    """One activation; equal to itself alone.
+    """One activation; equal to itself alone. It is found by its name in `ROWS`.
 
     Attributes:
         name: of its functions: `<name>_dropout`, and `<name>_forward` and `<name>_backward` in
@@ -49,7 +49,8 @@ class Activation:
     saturation: float | None = None
 
     def __post_init__(self) -> None:
-        ROWS[self.name] = self
+        if ROWS.setdefault(self.name, self) is not self:
+            raise ValueError(f"name has to be no other activation's, but got name={self.name!r}")
 
 
 ROWS: dict[str, Activation] = {}  # by name, which is what a registered operator can be given

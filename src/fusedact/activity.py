@@ -96,6 +96,7 @@ class LayerActivity:
             "dormant_units": _indices(self.dormant),
             "newly_dead_units": _indices(self.newly_dead),
             "revived_units": _indices(self.revived),
+            "always_dead_units": _indices(self.always_dead),
         }
 
 
@@ -349,8 +350,8 @@ class ActivityMonitor:
     - Several processes (`torch.distributed` initialised): `report` and `end_window` add up the counts of
       all in `group`, so that each of them has to call it.
     - CUDA graphs: call each layer once before capture; replays count.
-    - Inside `torch.func` transforms, in `torch.export` and `torch.jit.trace`, for tensor subclasses (DTensor) and
-      for tensors that aren't dense it raises an error.
+    - Inside `torch.func` transforms, in `torch.export` and `torch.jit.trace`, for tensor subclasses (DTensor)
+      and for tensors that aren't dense it raises an error.
 
     Args:
         model: with at least one module to watch.
@@ -365,9 +366,9 @@ class ActivityMonitor:
         group: the processes whose counts are added up. Default: all.
 
     Raises:
-        TypeError: `model` is no module, or `units` neither an int nor a mapping to ints.
+        TypeError: `model` is no module, `units` neither an int nor a mapping to ints, or `stride` no int.
         ValueError: there is nothing to watch; `units` names a layer that isn't watched, `tau` is no number
-            of at least 0, `stride` no int of at least 1, or `mode` has another value.
+            of at least 0, `stride` below 1, or `mode` has another value.
 
     Examples:
         >>> net = nn.Sequential(nn.Linear(784, 128), FusedReLUDropout(0.5), nn.Linear(128, 10))
@@ -393,7 +394,9 @@ class ActivityMonitor:
             raise ValueError(f"tau has to be at least 0, but got tau={tau!r}")
         if mode not in MODES:
             raise ValueError(f"mode has to be one of {', '.join(map(repr, MODES))}, but got mode={mode!r}")
-        if isinstance(stride, bool) or not isinstance(stride, int) or stride < 1:
+        if isinstance(stride, bool) or not isinstance(stride, int):
+            raise TypeError(f"stride has to be an int, but got stride={stride!r}")
+        if stride < 1:
             raise ValueError(f"stride has to be an int of at least 1, but got stride={stride!r}")
         self.group = group
         self._layers = _watched(model, units, mode, stride)

@@ -5,7 +5,6 @@ convolution, where inner is above 1, of some consecutive positions.
 """
 
 import functools
-import importlib.util
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .activations import ROWS, Activation
-from .ops import _DTYPES, Counter
+from .ops import DTYPES, Counter, kernels
 from .random import Plan, graph_plan
 
 RUN = 64  # positions of a convolution's output that are read together
@@ -43,8 +42,8 @@ class Tally(NamedTuple):
 
 @functools.cache
 def _kernels() -> Any:
-    """The module whose kernels count, where there is Triton; else None."""
-    if importlib.util.find_spec("triton") is None:
+    """The module whose kernels count; None where Triton isn't installed."""
+    if kernels() is None:
         return None
     from .kernels import activity
 
@@ -97,7 +96,7 @@ def _read(
     outer, units, inner = shape
     run = min(inner, RUN)
     samples = _samples(outer, inner, run, stride)
-    if x.is_cuda and x.dtype in _DTYPES and _kernels() is not None:
+    if x.is_cuda and x.dtype in DTYPES and _kernels() is not None:
         parameter = parameters[0] if parameters else 0.0
         count = _kernels().count_input
         if count(activation, parameter, x, shape, run, stride, samples, figures, *tally):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .activations import Activation, Saved, check_parameter
+from .activations import ROWS, Activation, Saved, check_parameter
 from .ops import activation_dropout
 
 RELU = Activation("relu", nn.ReLU, F.relu, Saved.ALIVE, homogeneous=True)
@@ -113,9 +113,9 @@ def elu_dropout(
         alpha: any finite number.
         training: apply dropout; if False, the result is `elu(input, alpha)`.
         inplace: write the result into `input`'s buffer. Backward then computes from the output, which
-            the next layer keeps anyway, as `torch.nn.ELU(inplace=True)` does: exp(x) is the output plus
-            alpha, with fewer digits left the smaller it is. Where `alpha` is negative (eager PyTorch raises
-            an error in backward) a copy of the input is kept instead.
+            the next layer keeps anyway, as `torch.nn.ELU(inplace=True)` does: alpha exp(x) is the output,
+            unscaled, plus alpha, with fewer digits left the smaller it is. Where `alpha` is negative (eager
+            PyTorch raises an error in backward) a copy of the input is kept instead.
         rng: how the mask comes from the device's generator. "eager": as `torch.nn.Dropout` draws
             it after the same `torch.manual_seed`, element for element. "fast": from 16 random bits per
             element, `p` rounded to a multiple of 2**-16; on a CPU the same as "eager".
@@ -131,4 +131,4 @@ def elu_dropout(
     return activation_dropout(ELU, input, (alpha,), p, training, inplace, rng)
 
 
-ACTIVATIONS = (RELU, LEAKY_RELU, ELU)
+ACTIVATIONS = tuple(ROWS.values())

@@ -23,7 +23,7 @@ _is_compiling = torch.compiler.is_compiling
 _strided = torch.strided
 _empty_like = torch.empty_like
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @functools.cache
@@ -110,7 +110,7 @@ def _prepared(
     That is a parameter beyond float32, a p that rounds to 0, no element, another dtype, no Triton.
     """
     used = random.used_probability(p, rng)
-    if used == 0 or n == 0 or dtype not in _DTYPES or kernels() is None:
+    if used == 0 or n == 0 or dtype not in DTYPES or kernels() is None:
         return None
     plan = random.plan(rng, n, dtype.itemsize, *random.processors(device))
     # From the output where it tells the sign of the input, and in the dtype doesn't overflow.
@@ -128,8 +128,8 @@ def check_input(input: Tensor) -> None:
     """TypeError unless `input` is a tensor that the operation is defined for."""
     if not isinstance(input, Tensor):
         raise TypeError(f"input has to be a torch.Tensor, but got {type(input).__name__}")
-    if input.dtype not in _DTYPES:
-        allowed = ", ".join(str(dtype) for dtype in _DTYPES)
+    if input.dtype not in DTYPES:
+        allowed = ", ".join(str(dtype) for dtype in DTYPES)
         raise TypeError(f"input has to have one of the dtypes {allowed}, but got {input.dtype}")
     if input.layout not in (torch.strided, torch.jagged):
         raise TypeError(f"input has to be a dense tensor (layout torch.strided), but got {input.layout}")
@@ -160,7 +160,7 @@ def _runs_kernels(input: Tensor) -> bool:
 
 def _runs_operators(input: Tensor) -> bool:
     # On a CPU the composition is what a compiler fuses best. Derivatives of functorch and forward mode
-    # don't know of the operators: they would silently be 0.
+    # don't know of the operators: they would silently be 0. In words that a compiler can trace.
     return (
         torch.compiler.is_compiling()
         and input.device.type == _OPERATORS

@@ -71,9 +71,8 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int, rounds
 def eager_words(e: Tensor, plan: Plan, seed: int, offset: int) -> Tensor:
     """The random words that PyTorch's dropout kernel gives the elements at `e`.
 
-    `e` are places in memory; at vec 1, in the tensor's logical (row-major) order.
-
-    Both are int64 tensors of one dimension; words are in [0, 2**32).
+    `e` are places in memory; at vec 1, in the tensor's logical (row-major) order. Places and words are int64
+    tensors of one dimension; words are in [0, 2**32).
     """
     threads = 256 * plan.blocks
     if plan.vec == 1:
@@ -111,10 +110,23 @@ def eager_mask(
         multiprocessors: of the GPU (`multi_processor_count`).
         threads_per_multiprocessor: resident on it (`max_threads_per_multi_processor`).
         alignment: in bytes, of the pointer that dropout reads; 16 for an activation's new output.
+
+    Raises:
+        ValueError: `n`, `p` or `alignment` has a value that isn't allowed.
     """
+    _check_mask(n, p)
+    if alignment < 1 or alignment & (alignment - 1):
+        raise ValueError(f"alignment has to be a power of 2, but got alignment={alignment!r}")
     plan = random.eager_plan(n, dtype.itemsize, multiprocessors, threads_per_multiprocessor, alignment)
     threshold = random.keep_threshold(p, dtype is torch.float64)
     return eager_words(torch.arange(n), plan, seed, offset) < threshold
+
+
+def _check_mask(n: int, p: float) -> None:
+    if n < 1:
+        raise ValueError(f"n has to be at least 1, but got n={n!r}")
+    if not 0 < p < 1:
+        raise ValueError(f"p has to be above 0 and below 1, where a mask is drawn, but got p={p!r}")
 
 
 def fast_numbers(e: Tensor, seed: int, offset: int) -> Tensor:
@@ -136,11 +148,15 @@ def fast_mask(n: int, p: float, seed: int, offset: int) -> Tensor:
     """Which elements rng="fast" keeps, on any GPU: bool [n], in memory order.
 
     Args:
-        n: elements of a dense tensor.
+        n: elements of a dense tensor, at least 1.
         p: probability of dropping an element, 0 < p < 1, rounded as `random.used_probability` does.
         seed: the generator's `initial_seed()`.
         offset: the generator's `get_offset()` before the call.
+
+    Raises:
+        ValueError: `n` or `p` has a value that isn't allowed.
     """
+    _check_mask(n, p)
     threshold = round((1.0 - random.used_probability(p, "fast")) * 65536)
     return fast_numbers(torch.arange(n), seed, offset) < threshold
 

@@ -29,7 +29,7 @@ from ..activations import Activation
 from ..random import Plan
 from . import activations
 from .dropout import COLUMNS, TILE
-from .launch import Kernel, in_tiles, planes
+from .launch import WARPS, Kernel, in_tiles, planes
 
 Shape = tuple[int, int, int]  # outer, units, inner
 
@@ -244,7 +244,7 @@ def _fired_kernel(step: int, units_last: bool, alike: bool, lanes: int) -> Kerne
             "ALIKE": alike,
             "LANES": lanes,
             "COLUMNS": COLUMNS,
-            "num_warps": COLUMNS // (64 if torch.version.hip else 32),
+            "num_warps": WARPS,
             "enable_fp_fusion": False,  # as in `launch.specialisation`
         },
     )

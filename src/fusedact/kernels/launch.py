@@ -27,6 +27,7 @@ _TRITON_DTYPES = {
 }
 # Programs along a grid's second and third axis are limited to 65535 each.
 _AXIS = 32768
+WARPS = COLUMNS // (64 if torch.version.hip else 32)  # a thread for each column
 # compiled.run(*grid, stream, function, packed_metadata, launch_metadata, enter_hook, exit_hook, *arguments)
 _KNOWN_LAUNCHER = (3, 6) <= tuple(int(part) for part in triton.__version__.split(".")[:2]) <= (3, 9)
 
@@ -97,7 +98,7 @@ def specialisation(activation: Activation, direction: str, dtype: torch.dtype, p
         "COLUMNS": COLUMNS,
         # What the source says is what runs, as in the interpreter: it asks for each fused multiplication.
         "enable_fp_fusion": False,
-        "num_warps": COLUMNS // (64 if torch.version.hip else 32),  # a thread for each column
+        "num_warps": WARPS,
     }
 
 
