@@ -2,12 +2,15 @@
 
 import contextlib
 import copy
+import functools
 import json
 import math
 import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -24,7 +27,7 @@ from cases import (
     parameters,
 )
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from fusedact import (
     ActivityMonitor,
@@ -388,6 +391,42 @@ def test_autocast(make, dtype):
     check(only(monitor.report()), ACTIVATIONS[0], middle, tolerance=1e-6)
 
 
+@kinds
+def test_a_selective_checkpoint_saves_nothing_of_it(make):
+    """What it saves, it looks up by the order of the operators that its function calls."""
+    model = net(make(ACTIVATIONS[0], 0.0))
+    x = torch.randn(30, 12, requires_grad=True)
+
+    def saved(context, operator, *args, **kwargs):
+        relu = operator is torch.ops.aten.relu.default
+        return CheckpointPolicy.MUST_SAVE if relu else CheckpointPolicy.PREFER_RECOMPUTE
+
+    contexts = functools.partial(create_selective_checkpoint_contexts, saved)
+    with ActivityMonitor(model) as monitor:
+        y = checkpoint(model, x, use_reentrant=False, context_fn=contexts)
+        found = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(found[0], torch.autograd.grad(model(x).sum(), x)[0])
+    check(only(monitor.report()), ACTIVATIONS[0], model[0](x), tolerance=1e-6)
+
+
+def test_threads_share_a_model(monkeypatch):
+    module, x = nn.ReLU(), torch.ones(10, 6)
+    zeros = Tally.zeros
+
+    def slowly(units, device):
+        time.sleep(0.1)
+        return zeros(units, device)
+
+    with ActivityMonitor(module) as monitor, monkeypatch.context() as patch:
+        patch.setattr(Tally, "zeros", slowly)
+        threads = [threading.Thread(target=module, args=(x,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert only(monitor.report()).samples == 40
+
+
 def test_modes():
     for mode, samples in [("all", 12), ("train", 5), ("eval", 7)]:
         model = net(FusedReLUDropout())
@@ -642,6 +681,7 @@ def test_plot_without_finite_activity(value):
     with ActivityMonitor(model := net(nn.ReLU())) as monitor:
         model[1](torch.full((5, 12), value))
     monitor.plot()
+    assert not only(monitor.report()).dormant.any()
 
 
 # Errors ------------------------------------------------------------------------------------------------

@@ -308,7 +308,7 @@ class _Layer:
                     "captured: memory for its counts can't be made in one"
                 )
             with torch.inference_mode(False):  # or they could be changed in no other mode
-                self.tallies[key] = Tally.zeros(*key)
+                self.tallies.setdefault(key, Tally.zeros(*key))  # another thread may have been first
         return self.tallies[key]
 
     def _check(self, x: Tensor) -> None:
@@ -499,7 +499,7 @@ class ActivityMonitor:
             fired=fired,
             activity=activity,
             dead=dead,
-            dormant=activity <= self.tau * activity.mean(),
+            dormant=(activity <= self.tau * activity.mean()) & activity.isfinite(),
             negative=1 - int(fired.sum()) / total,
             saturated=None
             if layer.activation.saturation is None

@@ -4,12 +4,15 @@ A dense input is [outer, units, inner] in memory. Its samples are read in runs: 
 convolution, where inner is above 1, of some consecutive positions.
 """
 
+import contextlib
 import functools
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .activations import ROWS, Activation
 from .ops import DTYPES, Counter, kernels
@@ -17,6 +20,8 @@ from .random import Plan, graph_plan
 
 RUN = 64  # positions of a convolution's output that are read together
 WHOLE = 2**16  # elements of inputs that are read whole: they are in a cache, and take the time of a launch
+
+_lock = threading.Lock()  # of tallies that PyTorch adds to: threads may share a model
 
 
 class Tally(NamedTuple):
@@ -62,7 +67,9 @@ def add_up(
     """See `count`. If the signs of a dense `input` are stored by a plan, they may be left to a counter."""
     if torch._C._current_graph_task_id() != -1:
         return None
-    with torch.no_grad():
+    # No mode sees any of it: a selective checkpoint would save what its second forward doesn't ask for.
+    modes = torch._C._len_torch_dispatch_stack()
+    with torch.no_grad(), _disable_current_modes() if modes else contextlib.nullcontext():
         x = input.detach()
         if x.ndim < 2:
             x, dim = x.reshape(1, -1), 1
@@ -102,15 +109,16 @@ def _read(
         if count(activation, parameter, x, shape, run, stride, samples, figures, *tally):
             return
     values, exist = _runs(x.as_strided(shape, (units * inner, inner, 1)), run, stride)
-    if figures[0]:
-        tally.counts[0, 0] += samples
-        tally.counts[0, 1:] += (values > 0).sum((0, 2))
-    if figures[1]:
-        tally.counts[1, 0] += samples
-        if activation.saturation is not None:
-            tally.counts[1, 1:] += ((values < activation.saturation) & exist).sum((0, 2))
-        activity = torch.where(exist, activation.eager(values, *parameters).abs(), 0.0)
-        tally.activity.add_(activity.sum((0, 2), dtype=torch.float64))
+    with _lock:
+        if figures[0]:
+            tally.counts[0, 0] += samples
+            tally.counts[0, 1:] += (values > 0).sum((0, 2))
+        if figures[1]:
+            tally.counts[1, 0] += samples
+            if activation.saturation is not None:
+                tally.counts[1, 1:] += ((values < activation.saturation) & exist).sum((0, 2))
+            activity = torch.where(exist, activation.eager(values, *parameters).abs(), 0.0)
+            tally.activity.add_(activity.sum((0, 2), dtype=torch.float64))
 
 
 @functools.lru_cache(maxsize=4096)
