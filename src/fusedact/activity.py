@@ -291,7 +291,7 @@ class _Layer:
         self, x: Tensor, signs: Tensor | None = None, signs_stride: Sequence[int] = (), rng: str = "eager"
     ) -> None:
         """Count an input in a compiler's graph; see `ops.Watcher`."""
-        if torch.compiler.is_exporting():
+        if torch.compiler._is_exporting_flag:  # is_exporting() says so in all that torch 2.11 compiles
             raise RuntimeError(
                 f"ActivityMonitor can't count in an export (layer {self.name!r}): close it first"
             )
