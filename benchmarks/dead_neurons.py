@@ -627,7 +627,8 @@ def page(result: dict[str, Any]) -> str:
         "seeds come the 95% intervals, each of its difference alone, and P, adjusted after Holm for all "
         f"{len(result['findings'])} tests on this page. A verdict goes by the adjusted P, below 0.05 or not; "
         "no difference beyond noise doesn't say that there is none, its interval says how large it may be. "
-        "An arm is the nets of one optimiser, learning rate and depth.",
+        "An arm is the nets of one optimiser, learning rate and depth, as far as the comparison doesn't name "
+        "them.",
         "",
     ]
     for question, texts in _grouped(result["findings"], "question").items():

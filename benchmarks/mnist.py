@@ -110,7 +110,7 @@ def train(
     device = digits.train_images.device
     net = build(activation, options.hidden, options.p, options.backend).to(device)
     trained = nn.parallel.DistributedDataParallel(net) if world > 1 else net
-    model: Callable[[Tensor], Tensor] = torch.compile(trained) if options.backend == "compile" else trained
+    model: Callable[[Tensor], Tensor] = torch.compile(trained) if options.backend == "compiled" else trained
     if rank:
         torch.manual_seed(seed + 1_000_000 * rank)  # masks of its own; the parameters are the first's
     optimizer = torch.optim.Adam(net.parameters(), lr=options.lr)
@@ -226,7 +226,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--device", type=torch_device, default=default_device, help="where to train")
     result.add_argument(
         "--backend",
-        choices=("fused", "eager", "compile"),
+        choices=("fused", "eager", "compiled"),
         default="fused",
         help="fused modules, eager ones, or eager ones under torch.compile",
     )

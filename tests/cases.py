@@ -1,6 +1,10 @@
 """What the tests iterate over, all of it derived from the activations' rows."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +18,8 @@ from fusedact.functional import ACTIVATIONS as ACTIVATIONS
 # The fused module that the package exports for each.
 _EXPORTED = [getattr(fusedact, name) for name in fusedact.__all__]
 MODULES = {cls.activation.name: cls for cls in _EXPORTED if hasattr(cls, "activation")}
+
+ROOT = Path(__file__).parents[1]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -110,3 +116,35 @@ def assert_equals_eager(activation: Activation, value: Tensor, expected: Tensor,
     wide = value.double()
     close = (steps(value, truth) <= 4) | (wide == truth) | (wide.isnan() & truth.isnan())
     assert (close | (value == expected)).all()
+
+
+def environment(*path: Path) -> dict[str, str]:
+    """For a process of its own, in which Triton compiles: this one may have its interpreter."""
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return {**kept, "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", *path)))}
+
+
+_DRIVER = """
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+target = GPUTarget("cuda", 90, 32)
+
+class Driver:  # as much of a GPU as compilation asks for
+    def get_current_device(self): return 0
+    def get_current_target(self): return target
+    def get_current_stream(self, device=None): return 7
+    def get_active_torch_device(self): return torch.device("cpu")
+
+driver.set_active(Driver())
+"""
+
+
+def compiling(script: str) -> list[str]:
+    """The lines that a script prints where Triton compiles for `target`, which need not be there."""
+    pytest.importorskip("triton", reason="needs Triton's compiler")
+    command = [sys.executable, "-c", _DRIVER + script]
+    result = subprocess.run(command, env=environment(ROOT), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()

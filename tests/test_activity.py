@@ -5,13 +5,9 @@ import copy
 import functools
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +18,7 @@ from cases import (
     OFFSET,
     SEED,
     activations,
+    compiling,
     eager_modules,
     fused_module,
     parameters,
@@ -1078,8 +1075,8 @@ COUNTED = [
 @pytest.mark.parametrize("lanes", [8, 4, 2])
 @pytest.mark.parametrize("case", COUNTED, ids=str)
 @pytest.mark.parametrize("density", [0.5, 1.0])
-def test_bits_are_counted(lanes, case, density, device, launch, monkeypatch):
-    from fusedact.kernels import activity
+def test_bits_are_counted(lanes, case, density, device, monkeypatch):
+    from fusedact.kernels import counting
     from fusedact.kernels.dropout import COLUMNS, TILE
 
     units, inner, outer = case
@@ -1095,8 +1092,8 @@ def test_bits_are_counted(lanes, case, density, device, launch, monkeypatch):
     words = (flat << places).sum(2, dtype=torch.int32)
     planes = torch.stack([torch.full_like(words, -1), words], 1)  # of which one is counted
     counts = torch.full((1 + units,), 2**40, device=device)
-    monkeypatch.setattr(activity, "_PROGRAMS", 1)  # as few as there may be, so that each has many tiles
-    kernel, grid, scalars = activity._fired.__wrapped__(n, units, inner, 2, lanes)
+    monkeypatch.setattr(counting, "_PROGRAMS", 1)  # as few as there may be, so that each has many tiles
+    kernel, grid, scalars = counting._fired.__wrapped__(n, units, inner, 2, lanes)
     kernel(grid, planes[:, 1], (counts,), scalars)
     expected = torch.cat([counts.new_tensor([outer * inner]), bits.sum((0, 2))])
     assert torch.equal(counts - 2**40, expected)
@@ -1122,31 +1119,27 @@ SHAPES = [(3, 6, 5, 4), (40, 2, 3, 40), (2, 1, 3, 600), (1, 300, 1, 1)]
 )
 @pytest.mark.parametrize("dim", [-1, 1])
 def test_the_kernel_counts_what_plain_pytorch_counts(activation, layout, shape, dim, device):
-    from fusedact.kernels import activity
-
     x = LAYOUTS[layout](torch.randn(shape, device=device) * 4)
-    check_kernel(activity, activation, x, dim)
+    check_kernel(activation, x, dim)
 
 
 @activations
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_kernel_and_special_values(activation, dtype, device):
-    from fusedact.kernels import activity
-
     special = torch.tensor([0.0, -0.0, -3.0, torch.inf, -torch.inf, torch.nan, 1e-4, -1e-4], dtype=dtype)
-    check_kernel(activity, activation, special.to(device).repeat(50, 1), -1)
-    check_kernel(activity, activation, (torch.randn(500, 33, device=device) * 4).to(dtype), -1)
+    check_kernel(activation, special.to(device).repeat(50, 1), -1)
+    check_kernel(activation, (torch.randn(500, 33, device=device) * 4).to(dtype), -1)
 
 
 def test_the_kernel_and_a_single_units_stride(device):
     """It may be anything."""
-    from fusedact.kernels import activity
-
-    check_kernel(activity, ACTIVATIONS[0], torch.randn(40, device=device).as_strided((40, 1), (1, 7)), -1)
+    check_kernel(ACTIVATIONS[0], torch.randn(40, device=device).as_strided((40, 1), (1, 7)), -1)
 
 
-def check_kernel(module, activation, x, dim):
+def check_kernel(activation, x, dim):
     """Both figures together, and each of them."""
+    from fusedact.kernels import counting
+
     values = parameters(activation)
     fired, samples, mean = (
         torch.as_tensor(figure, device=x.device) for figure in recount(activation, x, dim)
@@ -1163,7 +1156,7 @@ def check_kernel(module, activation, x, dim):
         totals = torch.ones(units, dtype=torch.float64, device=x.device)
         for _ in range(2):
             arguments = dense, shape, min(inner, RUN), 1, int(samples), figures, counts, totals
-            assert module.count_input(activation, *(values or (0.0,)), *arguments)
+            assert counting.count_input(activation, *(values or (0.0,)), *arguments)
         expected = [torch.cat([samples.view(1), figure]) for figure in (fired, low)]
         expected = torch.stack([row * asked for row, asked in zip(expected, figures, strict=True)])
         assert torch.equal(counts, 2**40 + 2 * expected)
@@ -1174,23 +1167,11 @@ def check_kernel(module, activation, x, dim):
 
 COMPILE = r"""
 import re, torch
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
-
-target = GPUTarget("cuda", 90, 32)
-
-class Driver:  # as much of a GPU as compilation asks for
-    def get_current_device(self): return 0
-    def get_current_target(self): return target
-    def get_current_stream(self, device=None): return 7
-    def get_active_torch_device(self): return torch.device("cpu")
-
-driver.set_active(Driver())
 from benchmarks import machine_code
 from fusedact import random
 from fusedact.counting import RUN, Tally
 from fusedact.functional import ACTIVATIONS
-from fusedact.kernels import activity, launch
+from fusedact.kernels import counting, launch
 
 x = torch.empty(2**20, dtype=torch.bfloat16)
 bits, tally = torch.empty(2**16, dtype=torch.int32), Tally.zeros(16, "cpu")
@@ -1205,10 +1186,10 @@ for row in ACTIVATIONS:
     for shape in ((4096, 1024, 1), (64, 64, 3136)):
         for figures in ((True, False), (False, True)):
             run = min(shape[2], RUN)
-            kernel, grid, first, last = activity._input(row, x.dtype, 0.3, shape, run, 31, figures)
+            kernel, grid, first, last = counting._input(row, x.dtype, 0.3, shape, run, 31, figures)
             show(kernel, grid, x, *tally, *first, 1, *last)
 for units, inner in ((128, 1), (4096, 1), (64, 3136)):
-    kernel, grid, scalars = activity._fired(2**30, units, inner, 2, 8)
+    kernel, grid, scalars = counting._fired(2**30, units, inner, 2, 8)
     show(kernel, grid, bits, tally[0], *scalars)
 for row in ACTIVATIONS:
     for rng in random.RNGS:
@@ -1221,14 +1202,7 @@ for row in ACTIVATIONS:
 
 
 def test_the_kernels_compile_to_wide_loads_without_spills():
-    """For a GPU that need not be there; in a process of its own, as this one may have the interpreter."""
-    pytest.importorskip("triton", reason="needs Triton's compiler")
-    root = Path(__file__).parents[1]
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join((str(root / "src"), str(root)))
-    result = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    lines = result.stdout.split("\n")[:-1]
+    lines = compiling(COMPILE)
     assert len(lines) == 4 * len(ACTIVATIONS) + 3 + len(random.RNGS) * len(ACTIVATIONS)
     for line in lines:
         kernel, expected = line.split()[0], r"0 spilled v4\.b32 shared 0"

@@ -3,28 +3,10 @@
 In a process of its own: the other tests may have chosen the interpreter.
 """
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from cases import ACTIVATIONS, compiling
 
-import pytest
-from cases import ACTIVATIONS
-
-SRC = Path(__file__).parents[1] / "src"
-
-DRIVER = """
+CALLS = """
 import torch
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
-
-class Driver:  # as much of a GPU as compilation asks for
-    def get_current_device(self): return 0
-    def get_current_target(self): return GPUTarget("cuda", 90, 32)
-    def get_current_stream(self, device=None): return 7
-    def get_active_torch_device(self): return torch.device("cpu")
-
-driver.set_active(Driver())
 from fusedact import random
 from fusedact.functional import ACTIVATIONS
 from fusedact.kernels import launch
@@ -107,22 +89,12 @@ assert launches[len(loads)][1][5] is prepared.captured._compiled[-1][2]
 """
 
 
-def run(script: str) -> list[str]:
-    pytest.importorskip("triton", reason="needs Triton's compiler")
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(SRC)
-    command = [sys.executable, "-c", DRIVER + script]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return result.stdout.splitlines()
-
-
 def test_a_hundred_sizes_need_at_most_four_compilations_of_each_kernel():
     """One per vec of eager's plan, of which a dtype has up to four; seeds, offsets, p and slope need none.
 
     Forward has two kernels: numbers from the host, and from the device.
     """
-    lines = run(COUNT)
+    lines = compiling(CALLS + COUNT)
     assert len(lines) == 4 * len(ACTIVATIONS)  # two mappings, two dtypes
     for line in lines:
         most = 3 * (4 if "eager" in line else 2)  # two forward and one backward
@@ -130,4 +102,4 @@ def test_a_hundred_sizes_need_at_most_four_compilations_of_each_kernel():
 
 
 def test_our_launch_hands_the_compiled_kernel_what_tritons_does():
-    assert len(run(LAUNCH)) == 4 * len(ACTIVATIONS)  # two dtypes, two sizes
+    assert len(compiling(CALLS + LAUNCH)) == 4 * len(ACTIVATIONS)  # two dtypes, two sizes

@@ -40,7 +40,7 @@ def leave():
 
 
 def answer(function, arguments):
-    # As bytes: tensors on their own would travel through shared memory, which containers lack.
+    # As bytes: tensors on their own would travel through shared memory, which there may be none of.
     return pickle.dumps(function(*arguments))
 
 

@@ -5,17 +5,15 @@ Kernels compile in processes of their own: the other tests may have chosen Trito
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from cases import ROOT, environment
 
 from benchmarks import machine_code
 from benchmarks.machine_code import full_block, narrow_accesses, parse_amdgcn, parse_sass
-
-ROOT = Path(__file__).parents[1]
 
 # The counts when they were last committed, one file per Triton version: other versions generate other code.
 COMMITTED = ROOT / "benchmarks" / "results" / "machine-code"
@@ -26,13 +24,11 @@ def committed(version: str) -> list[machine_code.Row]:
 
 
 def count(folder: Path, *targets: str) -> tuple["subprocess.Popen[str]", Path]:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(ROOT / "src")
     file = folder / f"{targets[0]}.json"
     command = [sys.executable, "-m", "benchmarks.machine_code", "--json", str(file), "--target", *targets]
     command += ["--dtype", "bfloat16", "float16", "float32"]
-    nowhere, pipe = subprocess.DEVNULL, subprocess.PIPE
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=nowhere, stderr=pipe, text=True), file
+    output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=environment(), **output), file
 
 
 @pytest.fixture

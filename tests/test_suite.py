@@ -1,19 +1,15 @@
 """The benchmark suite: no row without synchronising, none without a check, and the check finds mistakes."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from cases import activations
+from cases import ROOT, activations, environment
 from torch import nn
 
 from benchmarks import backends, correctness, report
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +24,9 @@ def run(tmp_path_factory):
         path = folder / "run.json"
         command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", "-p", "no:cacheprovider"]
         command += ["-p", "planted", "--quick", "--benchmark-json", str(path), *arguments]
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if name != "TRITON_INTERPRET"
-            and not name.startswith("PYTEST_")  # a worker of xdist times nothing
-        }
-        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(folder)])
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        # A worker of xdist times nothing.
+        alone = {name: v for name, v in environment(folder).items() if not name.startswith("PYTEST_")}
+        done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True)
         stored = json.loads(path.read_text()) if path.exists() and path.stat().st_size else None
         return done.stdout, done.returncode, stored, path
 

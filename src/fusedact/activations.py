@@ -72,6 +72,14 @@ def check_parameter(name: str, value: float) -> float:
     raise ValueError(f"{name} has to be a finite number, but got {name}={value!r}")
 
 
+def check_module(name: str, value: nn.Module) -> nn.Module:
+    """`value`; TypeError unless it is a module."""
+    if isinstance(value, nn.Module):
+        return value
+    hint = " (pass an instance, not the class)" if isinstance(value, type) else ""
+    raise TypeError(f"{name} has to be a torch.nn.Module, but got {type(value).__name__}{hint}")
+
+
 def check_flag(name: str, value: bool) -> bool:
     """`value`; TypeError unless it is a bool."""
     if isinstance(value, bool):

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .activations import Activation, check_parameter
+from .activations import Activation, check_module, check_parameter
 from .counting import Tally, add_up, count_operator
 from .functional import ACTIVATIONS
 from .nn import _FusedDropout
@@ -387,8 +387,7 @@ class ActivityMonitor:
         stride: int = 31,
         group: "dist.ProcessGroup | None" = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model has to be a torch.nn.Module, but got {type(model).__name__}")
+        check_module("model", model)
         self.tau = check_parameter("tau", tau)
         if self.tau < 0:
             raise ValueError(f"tau has to be at least 0, but got tau={tau!r}")

@@ -50,9 +50,9 @@ def _kernels() -> Any:
     """The module whose kernels count; None where Triton isn't installed."""
     if kernels() is None:
         return None
-    from .kernels import activity
+    from .kernels import counting
 
-    return activity
+    return counting
 
 
 def add_up(

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import nn as fused_nn
-from .activations import Activation, check_flag
+from .activations import Activation, check_flag, check_module
 from .functional import ACTIVATIONS
 from .methods import MISSING, Method, Methods, Names, argument, looks_up
 from .rewriting import Edits, Rewritten, changeable, rewritten
@@ -87,7 +87,7 @@ def fuse(model: Model, inplace: bool = False) -> Model:
     Raises:
         TypeError: `model` is no module, or `inplace` no bool.
     """
-    _check_module("model", model)
+    check_module("model", model)
     check_flag("inplace", inplace)
     model = model if inplace else copy.deepcopy(model)
     _undo(model)
@@ -118,18 +118,12 @@ def unfuse(model: Model) -> Model:
         TypeError: `model` is no module.
         ValueError: it was not fused.
     """
-    _check_module("model", model)
+    check_module("model", model)
     if not _undo(model):
         raise ValueError(
             f"model has to be one that fusedact.fuse returned, but this {_kind(model)} was not fused"
         )
     return model
-
-
-def _check_module(name: str, value: object) -> None:
-    if not isinstance(value, nn.Module):
-        hint = " (pass an instance, not the class)" if isinstance(value, type) else ""
-        raise TypeError(f"{name} has to be a torch.nn.Module, but got {_kind(value)}{hint}")
 
 
 def _kind(value: object) -> str:
