@@ -637,12 +637,14 @@ def test_advice_needs_its_cause():
         "1 units died since the last window and 0 revived, in 200 samples. A lower learning rate"
         in advised(nn.ReLU(), alive, dead)
     )
+    assert "learning rate" not in advised(nn.ReLU(), dead, dead[::-1])  # one died, another revived
     text = advised(nn.ReLU(), dead, dead)
     assert "1 of 10 units were dead in every window so far" in text
     assert "He initialisation" in text
     assert "learning rate" not in text
     assert "at p = 0.8" in advised(FusedReLUDropout(0.8), dead)
     assert "lower p" not in advised(FusedReLUDropout(0.2), dead)
+    assert "lower p" not in advised(FusedReLUDropout(0.8), [*dead, 1.0])  # less than a tenth
     assert advised(nn.LeakyReLU(), dead) == ""
     assert advised(nn.ELU(), [-1.0, 1.0]) == ""
     assert "50.0% of the values are saturated in 200 samples" in advised(nn.ELU(), [-4.0, 1.0])
