@@ -5,26 +5,31 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fusedact
-from fusedact import ops, random, reference
-from fusedact.activations import Activation, Saved
-from fusedact.functional import ACTIVATIONS as ACTIVATIONS
-
-# The fused module that the package exports for each.
-_EXPORTED = [getattr(fusedact, name) for name in fusedact.__all__]
-MODULES = {cls.activation.name: cls for cls in _EXPORTED if hasattr(cls, "activation")}
+from fusedact import autograd, masks, rows
+from fusedact.activations import ROWS, Activation, Saves, own_rows
+from fusedact.kernels.configuration import LaunchConfiguration, configure
+from fusedact.masks.generator import PhiloxState
+from fusedact.masks.plan import RNGS, Plan, eager_plan, fast_plan, used_probability
 
 ROOT = Path(__file__).parents[1]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
-activations = pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: a.name)
-rngs = pytest.mark.parametrize("rng", random.RNGS)
+EVERY = tuple(ROWS.values())
+# One row for each kind of saving: what the engine does is tested with these.
+ENGINE = (rows.RELU, rows.LEAKY_RELU, rows.ELU, rows.GELU, rows.IDENTITY)
+
+activations = pytest.mark.parametrize("activation", EVERY, ids=lambda row: row.name)
+representatives = pytest.mark.parametrize("activation", ENGINE, ids=lambda row: row.name)
+rngs = pytest.mark.parametrize("rng", RNGS)
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 
 # A GPU so small that eager's grid-stride loop goes round several times: 6 blocks of 256 threads, which fill
 # more than a program, and no whole number of them.
@@ -35,53 +40,113 @@ SEED, OFFSET = 0x9E3779B97F4A7C15, 4 * (2**40 + 2**32 - 3)
 # Each vec of eager's plan, less and more than a block, than its grid, than an iteration.
 SIZES = (1, 7, 10, 1000, 4096, 8200, 12_292, 20_001, 40_000)
 
+# Values other than the defaults, so that one that is ignored is seen.
+_VALUES = {
+    "negative_slope": 0.3,
+    "alpha": 0.3,
+    "min_val": -0.7,
+    "max_val": 1.3,
+    "lambd": 0.4,
+    "threshold": 0.2,
+    "value": -0.6,
+    "beta": 1.5,
+}
 
-def parameters(activation: Activation) -> tuple[float, ...]:
-    """A value other than the default, so that one that is ignored is seen."""
-    return (0.3,) if activation.parameter else ()
+
+class Public(NamedTuple):
+    """How a user calls a row: its module and function, and their keyword arguments."""
+
+    module: type[nn.Module]
+    function: Callable[..., Tensor]
+    arguments: dict[str, float | str]
+    activation: Callable[[], nn.Module] | None  # PyTorch's module; None where it has none
 
 
-def function(activation: Activation) -> Callable[..., Tensor]:
-    return getattr(fusedact.functional, f"{activation.name}_dropout")
+def public(activation: Activation) -> Public:
+    own = next(row for row in own_rows() if activation in (row, *_chosen(row)))
+    name = f"{own.name}_dropout" if own is not rows.IDENTITY else "dropout"
+    given = {
+        parameter.name: next(v for v, row in parameter.choices.items() if (row or own) is activation)
+        if parameter.choices
+        else _VALUES[parameter.name]
+        for parameter in own.parameters
+    }
+    module = next(cls for cls in _MODULES if cls.row is own)
+    eager = None if own.module is None else lambda: own.module(**given)
+    return Public(module, getattr(fusedact.functional, name), given, eager)
+
+
+_MODULES = [
+    cls
+    for cls in vars(fusedact).values()
+    if isinstance(cls, type) and issubclass(cls, fusedact.FusedActivationDropout) and hasattr(cls, "row")
+]
+
+
+def _chosen(row: Activation) -> list[Activation | None]:
+    return [chosen for parameter in row.parameters for chosen in (parameter.choices or {}).values()]
+
+
+def values(activation: Activation) -> tuple[float, ...]:
+    """The numbers of its formula."""
+    return tuple(_VALUES[p.name] for p in activation.parameters if p.choices is None)
 
 
 def fused_module(activation: Activation, p: float = 0.5, inplace: bool = False) -> nn.Module:
-    return MODULES[activation.name](p, *parameters(activation), inplace)
+    found = public(activation)
+    return found.module(p, inplace, **found.arguments)
+
+
+class Eager(nn.Module):
+    """A row's PyTorch function as a module, where PyTorch has no module."""
+
+    def __init__(self, activation: Activation) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.activation.function(input)
 
 
 def eager_modules(activation: Activation, p: float = 0.5) -> nn.Module:
-    return nn.Sequential(activation.module(*parameters(activation)), nn.Dropout(p))
+    made = public(activation).activation
+    return nn.Sequential(Eager(activation) if made is None else made(), nn.Dropout(p))
 
 
-def make_plan(x: Tensor, rng: str = "eager") -> random.Plan:
-    return random.plan(rng, x.numel(), x.element_size(), *PROCESSORS)
+def make_plan(x: Tensor, rng: str = "eager", processors: tuple[int, int] = PROCESSORS) -> Plan:
+    if rng == "fast":
+        return fast_plan(x.numel(), x.element_size())
+    return eager_plan(x.numel(), x.element_size(), *processors)
 
 
 def mask(x: Tensor, p: float, seed: int = SEED, offset: int = OFFSET, rng: str = "eager") -> Tensor:
     """The oracle's mask in the shape of the dense tensor `x`, whose elements the mapping numbers."""
     if rng == "fast":
-        keep = reference.fast_mask(x.numel(), p, seed, offset)
+        keep = masks.fast_mask(x.numel(), p, seed, offset)
     else:
-        keep = reference.eager_mask(x.numel(), p, x.dtype, seed, offset, *PROCESSORS)
+        keep = masks.eager_mask(x.numel(), p, x.dtype, seed, offset, *PROCESSORS)
     if make_plan(x, rng).in_memory_order:
         return torch.as_strided(keep, x.shape, x.stride()).to(x.device)
     return keep.view(x.shape).to(x.device)
 
 
-def prepare(
+def configured(
     activation: Activation,
     x: Tensor,
     p: float,
     rng: str = "eager",
-    plan: random.Plan | None = None,
+    plan: Plan | None = None,
     inplace: bool = False,
-):
+    watched: bool = False,
+) -> LaunchConfiguration:
     from_output = inplace and activation.from_output is not None
-    parameter = parameters(activation)[0] if activation.parameter else 0.0
-    used = random.used_probability(p, rng)
-    return ops.kernels().prepare(
-        activation, x.dtype, x.device, x.numel(), parameter, used, plan or make_plan(x, rng), from_output
+    numbers = values(activation)
+    used = used_probability(p, rng)
+    result = configure(
+        activation, x.dtype, x.numel(), numbers, used, plan or make_plan(x, rng), from_output, watched
     )
+    assert result is not None
+    return result
 
 
 def fused(
@@ -92,7 +157,14 @@ def fused(
     offset: int = OFFSET,
     rng: str = "eager",
 ) -> Tensor:
-    return ops.fused(x, prepare(activation, x, p, rng, inplace=inplace), random.Draw(SEED, offset), inplace)
+    configuration = configured(activation, x, p, rng, inplace=inplace)
+    return autograd.fused(x, configuration, PhiloxState(SEED, offset), inplace)
+
+
+def bytes_kept(activation: Activation, itemsize: int, from_output: bool = False) -> float:
+    """Per element, for tiles that are full: the bits, and what stands beside them."""
+    bits = {Saves.MASK: 1, Saves.ONE_BIT: 1, Saves.TWO_BITS: 2, Saves.INPUT: 1}[activation.saves]
+    return bits / 8 + (itemsize if activation.saves is Saves.INPUT and not from_output else 0)
 
 
 def steps(value: Tensor, truth: Tensor) -> Tensor:
@@ -104,11 +176,11 @@ def steps(value: Tensor, truth: Tensor) -> Tensor:
 
 
 def assert_equals_eager(activation: Activation, value: Tensor, expected: Tensor, truth: Tensor) -> None:
-    """Eager's bits; for an activation that computes exp itself, within 4 units of the float64 truth.
+    """Eager's bits where the row promises them; else within 4 units of the float64 truth.
 
-    `test_elu_is_no_less_accurate_than_eager` holds the largest errors against each other.
+    tests/contract/test_accuracy.py holds the largest errors against eager's.
     """
-    if activation.saved is not Saved.INPUT:
+    if activation.exact:
         torch.testing.assert_close(value, expected, rtol=0, atol=0, equal_nan=True)
         return
     # What isn't finite is held against the truth: of a NaN, eager's vectorised and its scalar ELU give

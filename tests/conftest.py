@@ -59,18 +59,10 @@ else:
 
 
 @pytest.fixture
-def launch():
-    """The module that launches the kernels."""
+def device() -> str:
+    """Where the kernels run: "cuda", or "cpu" in the interpreter."""
     if triton is None:
         pytest.skip("needs Triton: the kernels run neither on a GPU nor in its interpreter")
-    from fusedact.kernels import launch
-
-    return launch
-
-
-@pytest.fixture
-def device(launch) -> str:
-    """Where the kernels run: "cuda", or "cpu" in the interpreter."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

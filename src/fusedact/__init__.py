@@ -1,17 +1,69 @@
 """Activation and dropout in one kernel: one forward, one backward, ReLU's one bit kept."""
 
 from . import functional
-from .activity import ActivityMonitor
-from .fuse import fuse, unfuse
-from .nn import FusedELUDropout, FusedLeakyDropout, FusedReLUDropout
+from .activations import Activation, Parameter, Saves, register_activation
+from .functional import fused_function
+from .nn import (
+    FusedActivationDropout,
+    FusedCELUDropout,
+    FusedDropout,
+    FusedELUDropout,
+    FusedGELUDropout,
+    FusedHardshrinkDropout,
+    FusedHardsigmoidDropout,
+    FusedHardswishDropout,
+    FusedHardtanhDropout,
+    FusedLeakyDropout,
+    FusedLeakyReLUDropout,
+    FusedLogSigmoidDropout,
+    FusedMishDropout,
+    FusedQuickGELUDropout,
+    FusedReLU6Dropout,
+    FusedReLUDropout,
+    FusedSELUDropout,
+    FusedSiLUDropout,
+    FusedSigmoidDropout,
+    FusedSoftplusDropout,
+    FusedSoftshrinkDropout,
+    FusedSoftsignDropout,
+    FusedSquaredReLUDropout,
+    FusedTanhDropout,
+    FusedTanhshrinkDropout,
+    FusedThresholdDropout,
+)
 
 __all__ = [
-    "ActivityMonitor",
+    "Activation",
+    "FusedActivationDropout",
+    "FusedCELUDropout",
+    "FusedDropout",
     "FusedELUDropout",
+    "FusedGELUDropout",
+    "FusedHardshrinkDropout",
+    "FusedHardsigmoidDropout",
+    "FusedHardswishDropout",
+    "FusedHardtanhDropout",
     "FusedLeakyDropout",
+    "FusedLeakyReLUDropout",
+    "FusedLogSigmoidDropout",
+    "FusedMishDropout",
+    "FusedQuickGELUDropout",
+    "FusedReLU6Dropout",
     "FusedReLUDropout",
+    "FusedSELUDropout",
+    "FusedSiLUDropout",
+    "FusedSigmoidDropout",
+    "FusedSoftplusDropout",
+    "FusedSoftshrinkDropout",
+    "FusedSoftsignDropout",
+    "FusedSquaredReLUDropout",
+    "FusedTanhDropout",
+    "FusedTanhshrinkDropout",
+    "FusedThresholdDropout",
+    "Parameter",
+    "Saves",
     "functional",
-    "fuse",
-    "unfuse",
+    "fused_function",
+    "register_activation",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"

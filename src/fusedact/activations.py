@@ -1,87 +1,207 @@
-"""What the rest of the package needs to know of an activation, one row each, and the checks of arguments.
+"""What a row is: the facts that the package needs to know of an activation, and how rows are found.
 
-The rows themselves stand beside their functions in `fusedact.functional`.
+The rows themselves are in `fusedact.rows`; an activation of one's own comes by `register_activation`.
 """
 
 import enum
-import math
-import numbers
-from collections.abc import Callable
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from .checks import check_finite
 
-class Saved(enum.Enum):
-    """What forward keeps for backward, per element."""
-
-    ALIVE = "one bit: kept by dropout, and the activation passes the gradient on unchanged"
-    FLAG = "two bits: kept by dropout, and the activation's Triton forward's flag, which is x > 0"
-    INPUT = "one bit: kept by dropout; and the input itself"
+Ranges = tuple[tuple[float, float], ...]  # intervals of inputs, both ends included
 
 
-@dataclass(frozen=True, eq=False)
-class Activation:
-    """One activation; equal to itself alone. It is found by its name in `ROWS`.
+class Saves(enum.Enum):
+    """What forward keeps for backward, per element. The bits are packed 32 to a word."""
+
+    MASK = "1 bit: kept by dropout"  # the derivative is 1 everywhere
+    ONE_BIT = "1 bit: kept by dropout, and the gradient passes the activation"
+    TWO_BITS = "2 bits: kept by dropout; the derivative is 1, else it is the first parameter"
+    INPUT = "1 bit: kept by dropout; and the input, from which the derivative is computed"
+
+
+REQUIRED = inspect.Parameter.empty
+
+
+class Parameter(NamedTuple):
+    """One argument of an activation.
 
     Attributes:
-        name: of its functions: `<name>_dropout`, and `<name>_forward` and `<name>_backward` in
-            `fusedact.kernels.activations`.
-        module: the PyTorch module that it fuses.
-        eager: the PyTorch function, called as `eager(input, *parameters, inplace=...)`.
-        saved: what backward needs.
-        parameter: the name of its parameter, None for those without any.
-        homogeneous: act(c * x) is c * act(x) for every c >= 0, so that dropout may as well come first.
-        from_output: the gradient computed from the output, for an operation in place, which leaves nothing
-            of its input: `from_output(gradient, output, *parameters)`. None where no kernel
-            `<name>_backward_from_output` exists.
-        saturation: the input below which the derivative is less than 5% of what it is just below 0; None
-            where it doesn't fade.
+        name: as PyTorch has it.
+        default: as PyTorch has it; `REQUIRED` if it must be given.
+        text: what it means, for the documentation.
+        choices: the values of one that is no number, each with the row that it selects (None: this row).
     """
 
     name: str
-    module: type[nn.Module]
-    eager: Callable[..., Tensor]
-    saved: Saved
-    parameter: str | None = None
+    default: Any
+    text: str = "any finite number"
+    choices: "Mapping[str, Activation | None] | None" = None
+
+
+class Bound(NamedTuple):
+    """A row and the numbers that its formula takes."""
+
+    row: "Activation"
+    values: tuple[float, ...]
+
+
+def nowhere(*values: float) -> Ranges:
+    """Return no range, whatever the parameters."""
+    return ()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Activation:
+    """One row: the facts about one activation. It is equal to itself alone.
+
+    The mathematics are Triton functions of `x` and the parameters `a` and `b`, both numbers, of which a
+    row without parameters ignores both. All are of one type: float32, or float64 for float64 tensors.
+
+    Attributes:
+        name: of the function `<name>_dropout` and of the Triton functions; an identifier.
+        function: PyTorch's, called as `function(input, *numbers)`, with `inplace=True` if it has that.
+        formula: act(x) in LaTeX.
+        saves: what forward keeps.
+        module: PyTorch's class; None if PyTorch has none. Subclasses are not meant.
+        parameters: at most two, in PyTorch's order.
+        rule: of the parameters' values, the error that they deserve, or None.
+        exact: with rng="eager" the result has eager's bits. The kernels then round where eager does.
+        representable: exact alone: act(x) has x's dtype without rounding.
+        rounds_parameters: eager rounds the parameters to the tensor's dtype.
+        slope: ONE_BIT alone: the derivative where the gradient passes.
+        own_gradient: INPUT alone: `backward` is `gradient(g, x, a, b)`, g times the derivative with
+            eager's roundings.
+        inplace: PyTorch's function takes `inplace`.
+        homogeneous: act(c x) = c act(x) for c >= 0, so that dropout may come before it.
+        from_output: for in-place calls, the gradient `from_output(gradient, output, *numbers)` in PyTorch's
+            operations; the Triton function is `<name>_derivative_from_output(y, a, b)`.
+        dead: the inputs at which the derivative is exactly 0, as ranges.
+        saturated: the inputs at which it is below 5 % of its largest value, as ranges.
+        forward: Triton's `forward(x, a, b)`; None: `fusedact.kernels.mathematics.<name>`.
+        backward: Triton's `passes(x, a, b)`, a bool, for the rows that save bits alone, or
+            `derivative(x, a, b)`; None: from `fusedact.kernels.mathematics`, by name.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    formula: str
+    saves: Saves
+    module: type[nn.Module] | None = None
+    parameters: tuple[Parameter, ...] = ()
+    rule: Callable[..., str | None] | None = None
+    exact: bool = False
+    representable: bool = False
+    rounds_parameters: bool = False
+    slope: float = 1.0
+    own_gradient: bool = False
+    inplace: bool = False
     homogeneous: bool = False
     from_output: Callable[..., Tensor] | None = None
-    saturation: float | None = None
+    dead: Callable[..., Ranges] = nowhere
+    saturated: Callable[..., Ranges] = nowhere
+    forward: Any = None
+    backward: Any = None
+    names: tuple[str, ...] = field(init=False)  # of the parameters
+    numeric: bool = field(init=False)  # any finite numbers will do
 
     def __post_init__(self) -> None:
-        if ROWS.setdefault(self.name, self) is not self:
-            raise ValueError(f"name has to be no other activation's, but got name={self.name!r}")
+        object.__setattr__(self, "names", tuple(parameter.name for parameter in self.parameters))
+        numeric = self.rule is None and all(parameter.choices is None for parameter in self.parameters)
+        object.__setattr__(self, "numeric", numeric)
+
+    def bind(self, *values: float | str) -> Bound:
+        """Check the parameters' values, and return the row and the numbers that they stand for.
+
+        Raises:
+            ValueError: a value is no finite number, no choice, or against the row's rule.
+        """
+        if self.numeric:
+            for value in values:
+                if type(value) is not float or not -inf < value < inf:
+                    break
+            else:  # as at nearly every call
+                return Bound(self, tuple([value + 0.0 for value in values]))  # type: ignore[operator]
+        row, numbers = self, []
+        for parameter, value in zip(self.parameters, values, strict=True):
+            if parameter.choices is None:
+                numbers.append(check_finite(parameter.name, value))  # type: ignore[arg-type]
+            elif type(value) is str and value in parameter.choices:
+                row = parameter.choices[value] or row
+            else:
+                allowed = " or ".join(map(repr, parameter.choices))
+                raise ValueError(f"{parameter.name}={value!r}: it must be {allowed}")
+        error = self.rule(*numbers) if self.rule is not None else None
+        if error is not None:
+            got = ", ".join(f"{n}={v!r}" for n, v in zip(self.names, values, strict=True))
+            raise ValueError(f"{got}: {error}")
+        return Bound(row, tuple(numbers))
 
 
 ROWS: dict[str, Activation] = {}  # by name, which is what a registered operator can be given
+_BY_MODULE: dict[type[nn.Module], Activation] = {}
 
 
-def check_probability(p: float) -> float:
-    """`p` as a float; ValueError unless it is a number in [0, 1]."""
-    if isinstance(p, numbers.Real) and not isinstance(p, bool) and 0 <= p <= 1:
-        return float(p)
-    raise ValueError(f"dropout probability has to be a number between 0 and 1, but got p={p!r}")
+def register_activation(row: Activation) -> Activation:
+    """Make a row known to modules, functions, `fuse`, monitors and compilers; return it.
+
+    Args:
+        row: whose `forward` and `backward` are Triton functions; see `Activation`.
+
+    Raises:
+        TypeError: it is no `Activation`, or a function that it needs is missing or no Triton function.
+        ValueError: its name is taken or no identifier, its module has a row, or it has three parameters.
+    """
+    if not isinstance(row, Activation):
+        raise TypeError(f"row must be a fusedact.Activation, but got {type(row).__name__}")
+    for name in ("forward", "backward"):
+        function = getattr(row, name)
+        if not hasattr(function, "arg_names"):
+            hint = "write it as a @triton.jit function" if callable(function) else "give a @triton.jit function"
+            raise TypeError(f"{name}={function!r}: the row {row.name!r} needs it; {hint}")
+        wanted = ["g", "x", "a", "b"] if name == "backward" and row.own_gradient else ["x", "a", "b"]
+        if len(function.arg_names) != len(wanted):
+            got = ", ".join(function.arg_names)
+            raise TypeError(f"{name} of the row {row.name!r} must take ({', '.join(wanted)}), but takes ({got})")
+    return add_row(row)
 
 
-def check_parameter(name: str, value: float) -> float:
-    """`value` as a float; ValueError unless it is a finite number."""
-    if type(value) is float and -math.inf < value < math.inf:  # in words that a compiler can trace
-        return value
-    if isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    raise ValueError(f"{name} has to be a finite number, but got {name}={value!r}")
+def add_row(row: Activation) -> Activation:
+    """Check a row's facts against each other, and add it to the registry; return it."""
+    if not (isinstance(row.name, str) and row.name.isidentifier()):
+        raise ValueError(f"name={row.name!r}: it must be an identifier, for the function <name>_dropout")
+    if row.name in ROWS:
+        raise ValueError(f"name={row.name!r}: another activation has it; choose a name of its own")
+    if not callable(row.function):
+        raise TypeError(f"function={row.function!r}: it must be callable, as PyTorch's function is")
+    if not isinstance(row.saves, Saves):
+        allowed = ", ".join(str(saves) for saves in Saves)
+        raise TypeError(f"saves={row.saves!r}: it must be one of {allowed}")
+    if len(row.parameters) > 2:
+        raise ValueError(f"parameters of the row {row.name!r}: at most 2, but got {len(row.parameters)}")
+    if row.saves is Saves.TWO_BITS and not row.parameters:
+        raise ValueError(f"the row {row.name!r} saves two bits: its first parameter must be the other slope")
+    if row.module in _BY_MODULE:
+        raise ValueError(f"module={row.module!r}: the row {_BY_MODULE[row.module].name!r} has it")
+    ROWS[row.name] = row
+    if row.module is not None:
+        _BY_MODULE[row.module] = row
+    return row
 
 
-def check_module(name: str, value: nn.Module) -> nn.Module:
-    """`value`; TypeError unless it is a module."""
-    if isinstance(value, nn.Module):
-        return value
-    hint = " (pass an instance, not the class)" if isinstance(value, type) else ""
-    raise TypeError(f"{name} has to be a torch.nn.Module, but got {type(value).__name__}{hint}")
+def of_module(module: nn.Module) -> Bound | None:
+    """Return the row of an activation module and its numbers, by its exact type; None if it has none."""
+    row = _BY_MODULE.get(type(module))
+    return None if row is None else row.bind(*(getattr(module, name) for name in row.names))
 
 
-def check_flag(name: str, value: bool) -> bool:
-    """`value`; TypeError unless it is a bool."""
-    if isinstance(value, bool):
-        return value
-    raise TypeError(f"{name} has to be True or False, but got {name}={value!r}")
+def own_rows() -> tuple[Activation, ...]:
+    """Return the rows with a function and a module of their own: all but those that a parameter selects."""
+    chosen = [row for each in ROWS.values() for p in each.parameters for row in (p.choices or {}).values()]
+    return tuple(row for row in ROWS.values() if row not in chosen)

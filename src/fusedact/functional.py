@@ -1,134 +1,107 @@
-"""The fused operations as functions, each below its activation's row.
+"""The fused operations as functions: `<name>_dropout` for each row.
 
 Every function computes `dropout(act(input), p)` elementwise. `input` has any shape and strides and
 dtype float16, bfloat16, float32 or float64; the result has the same shape, dtype and layout. On a
 CUDA device with Triton it is one kernel forward and one backward; elsewhere, the eager composition.
 """
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from typing import Any, Protocol
 
-from .activations import ROWS, Activation, Saved, check_parameter
-from .ops import activation_dropout
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
-RELU = Activation("relu", nn.ReLU, F.relu, Saved.ALIVE, homogeneous=True)
-
-
-def relu_dropout(
-    input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *, rng: str = "eager"
-) -> Tensor:
-    """`dropout(relu(input), p)` in one kernel; keeps one bit per element for backward.
-
-    Args:
-        input: any shape and strides; float16, bfloat16, float32 or float64.
-        p: probability of an element to be zeroed, in [0, 1]. The others are scaled by 1 / (1 - p).
-        training: apply dropout; if False, the result is `relu(input)`.
-        inplace: write the result into `input`'s buffer.
-        rng: how the mask comes from the device's generator. "eager": as `torch.nn.Dropout` draws
-            it after the same `torch.manual_seed`, element for element. "fast": from 16 random bits per
-            element, `p` rounded to a multiple of 2**-16; on a CPU the same as "eager".
-
-    Returns:
-        A tensor of `input`'s shape, dtype and layout.
-
-    Raises:
-        TypeError: `input` is no dense floating-point tensor, or `training` or `inplace` no bool.
-        ValueError: `p` is no number in [0, 1], or `rng` has another value.
-
-    Where the upstream gradient is not finite, dead elements get gradient 0: their one bit can't tell
-    a dropped element, for which eager mode multiplies by 0, from a negative one.
-    """
-    return activation_dropout(RELU, input, (), p, training, inplace, rng)
+from . import rows, text
+from .activations import REQUIRED, Activation
+from .dispatch import activation_dropout
 
 
-LEAKY_RELU = Activation(
-    "leaky_relu", nn.LeakyReLU, F.leaky_relu, Saved.FLAG, "negative_slope", homogeneous=True
-)
+class FusedFunction(Protocol):
+    """What all of them take; the activation's own parameters are `parameters`."""
+
+    def __call__(
+        self,
+        input: Tensor,
+        p: float = 0.5,
+        training: bool = True,
+        inplace: bool = False,
+        *,
+        rng: str = "eager",
+        **parameters: Any,
+    ) -> Tensor: ...
 
 
-def leaky_relu_dropout(
-    input: Tensor,
-    p: float = 0.5,
-    negative_slope: float = 0.01,
-    training: bool = True,
-    inplace: bool = False,
-    *,
-    rng: str = "eager",
-) -> Tensor:
-    """`dropout(leaky_relu(input, negative_slope), p)` in one kernel; keeps two bits per element.
+def fused_function(row: Activation) -> FusedFunction:
+    """Return the fused function of a row, one of `fusedact.functional` or a registered one's.
 
     Args:
-        input: any shape and strides; float16, bfloat16, float32 or float64.
-        p: probability of an element to be zeroed, in [0, 1]. The others are scaled by 1 / (1 - p).
-        negative_slope: any finite number.
-        training: apply dropout; if False, the result is `leaky_relu(input, negative_slope)`.
-        inplace: write the result into `input`'s buffer.
-        rng: how the mask comes from the device's generator. "eager": as `torch.nn.Dropout` draws
-            it after the same `torch.manual_seed`, element for element. "fast": from 16 random bits per
-            element, `p` rounded to a multiple of 2**-16; on a CPU the same as "eager".
+        row: the activation.
 
     Returns:
-        A tensor of `input`'s shape, dtype and layout.
+        A function `(input, p=0.5, training=True, inplace=False, *, <parameters>, rng="eager")`.
+    """
+    name = f"{'' if row is rows.IDENTITY else row.name + '_'}dropout"
+
+    def function(
+        input: Tensor,
+        p: float = 0.5,
+        training: bool = True,
+        inplace: bool = False,
+        *,
+        rng: str = "eager",
+        **parameters: Any,
+    ) -> Tensor:
+        if has_torch_function_unary(input):
+            return handle_torch_function(  # type: ignore[no-any-return]
+                function, (input,), input, p, training, inplace, rng=rng, **parameters
+            )
+        bound = row.bind(*arguments(row, name, parameters))
+        return activation_dropout(bound.row, input, bound.values, p, training, inplace, rng)
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = text.of_function(row)
+    function.__signature__ = text.signature(row, text.FUNCTION, Tensor)  # type: ignore[attr-defined]
+    function.__annotations__ = {}
+    return function
+
+
+def arguments(row: Activation, name: str, given: dict[str, Any]) -> list[Any]:
+    """Return the values of a row's parameters, given or default, in their order.
 
     Raises:
-        TypeError: `input` is no dense floating-point tensor, or `training` or `inplace` no bool.
-        ValueError: `p` is no number in [0, 1], `negative_slope` no finite number, or `rng` has
-            another value.
+        TypeError: `name` got one that it doesn't take, or lacks one without a default.
     """
-    slope = check_parameter("negative_slope", negative_slope)
-    return activation_dropout(LEAKY_RELU, input, (slope,), p, training, inplace, rng)
+    values = [given.get(parameter.name, parameter.default) for parameter in row.parameters]
+    unknown = given.keys() - set(row.names)
+    if unknown:
+        takes = ", ".join(["p", "inplace", *row.names, "rng"])
+        raise TypeError(f"{name} got an unexpected argument {min(unknown)!r}; it takes {takes}")
+    for parameter, value in zip(row.parameters, values, strict=True):
+        if value is REQUIRED:
+            raise TypeError(f"{name} needs the argument {parameter.name}, {parameter.text}")
+    return values
 
 
-def _elu_from_output(gradient: Tensor, output: Tensor, alpha: float) -> Tensor:
-    result: Tensor = torch.ops.aten.elu_backward.default(gradient, alpha, 1.0, 1.0, True, output)
-    return result
-
-
-ELU = Activation(
-    "elu",
-    nn.ELU,
-    F.elu,
-    Saved.INPUT,
-    "alpha",
-    from_output=_elu_from_output,
-    saturation=-3.0,  # exp(-3) is 0.0498
-)
-
-
-def elu_dropout(
-    input: Tensor,
-    p: float = 0.5,
-    alpha: float = 1.0,
-    training: bool = True,
-    inplace: bool = False,
-    *,
-    rng: str = "eager",
-) -> Tensor:
-    """`dropout(elu(input, alpha), p)` in one kernel; keeps one bit per element, and `input` or the output.
-
-    Args:
-        input: any shape and strides; float16, bfloat16, float32 or float64.
-        p: probability of an element to be zeroed, in [0, 1]. The others are scaled by 1 / (1 - p).
-        alpha: any finite number.
-        training: apply dropout; if False, the result is `elu(input, alpha)`.
-        inplace: write the result into `input`'s buffer. Backward then computes from the output, which
-            the next layer keeps anyway, as `torch.nn.ELU(inplace=True)` does: alpha exp(x) is the output,
-            unscaled, plus alpha, with fewer digits left the smaller it is. Where `alpha` is negative (eager
-            PyTorch raises an error in backward) a copy of the input is kept instead.
-        rng: how the mask comes from the device's generator. "eager": as `torch.nn.Dropout` draws
-            it after the same `torch.manual_seed`, element for element. "fast": from 16 random bits per
-            element, `p` rounded to a multiple of 2**-16; on a CPU the same as "eager".
-
-    Returns:
-        A tensor of `input`'s shape, dtype and layout.
-
-    Raises:
-        TypeError: `input` is no dense floating-point tensor, or `training` or `inplace` no bool.
-        ValueError: `p` is no number in [0, 1], `alpha` no finite number, or `rng` has another value.
-    """
-    alpha = check_parameter("alpha", alpha)
-    return activation_dropout(ELU, input, (alpha,), p, training, inplace, rng)
-
-
-ACTIVATIONS = tuple(ROWS.values())
+dropout = fused_function(rows.IDENTITY)
+relu_dropout = fused_function(rows.RELU)
+relu6_dropout = fused_function(rows.RELU6)
+hardtanh_dropout = fused_function(rows.HARDTANH)
+hardsigmoid_dropout = fused_function(rows.HARDSIGMOID)
+hardshrink_dropout = fused_function(rows.HARDSHRINK)
+softshrink_dropout = fused_function(rows.SOFTSHRINK)
+threshold_dropout = fused_function(rows.THRESHOLD)
+leaky_relu_dropout = fused_function(rows.LEAKY_RELU)
+elu_dropout = fused_function(rows.ELU)
+celu_dropout = fused_function(rows.CELU)
+selu_dropout = fused_function(rows.SELU)
+gelu_dropout = fused_function(rows.GELU)
+silu_dropout = fused_function(rows.SILU)
+mish_dropout = fused_function(rows.MISH)
+softplus_dropout = fused_function(rows.SOFTPLUS)
+logsigmoid_dropout = fused_function(rows.LOGSIGMOID)
+tanhshrink_dropout = fused_function(rows.TANHSHRINK)
+hardswish_dropout = fused_function(rows.HARDSWISH)
+sigmoid_dropout = fused_function(rows.SIGMOID)
+tanh_dropout = fused_function(rows.TANH)
+softsign_dropout = fused_function(rows.SOFTSIGN)
+quick_gelu_dropout = fused_function(rows.QUICK_GELU)
+squared_relu_dropout = fused_function(rows.SQUARED_RELU)

@@ -5,131 +5,153 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from . import functional
-from .activations import Activation, check_flag, check_parameter, check_probability
-from .ops import Watcher, activation_dropout, check_rng
+from . import rows, text
+from .activations import Activation
+from .checks import check_flag, check_probability
+from .dispatch import activation_dropout, check_rng
+from .functional import arguments
+from .watcher import Watchers
 
 
-class _FusedDropout(nn.Module):
-    """The call and the arguments that every fused module has, and their text."""
+class FusedActivationDropout(nn.Module):
+    """The base of all fused modules. A class of one's own names its row:
 
-    activation: ClassVar[Activation]
-    _watchers: tuple[Watcher, ...] = ()  # monitors' of this module
+    `class FusedStarReLUDropout(FusedActivationDropout, row=STAR_RELU): ...`
 
-    def __init__(self, p: float, inplace: bool, rng: str) -> None:
+    Args:
+        p: probability of an element to be zeroed, in [0, 1]. Default: 0.5.
+        inplace: write the result into the input's buffer. Default: False.
+        rng: "eager" or "fast", see the functions of `fusedact.functional`. Default: "eager".
+        parameters: the activation's own.
+    """
+
+    row: ClassVar[Activation]
+    _watchers: Watchers = ()  # monitors' of this module
+
+    def __init_subclass__(cls, *, row: Activation | None = None, **kwargs: Any) -> None:
+        """Take over a row's signature and documentation."""
+        super().__init_subclass__(**kwargs)
+        if row is None:  # a subclass of a fused module
+            return
+        cls.row = row
+
+        def __init__(
+            self: Any, p: float = 0.5, inplace: bool = False, *, rng: str = "eager", **parameters: Any
+        ) -> None:
+            FusedActivationDropout.__init__(self, p, inplace, rng=rng, **parameters)
+
+        me = text.positional("self")
+        __init__.__signature__ = text.signature(row, (me, *text.MODULE), None)  # type: ignore[attr-defined]
+        __init__.__qualname__ = f"{cls.__qualname__}.__init__"
+        cls.__init__ = __init__  # type: ignore[method-assign]
+        if not cls.__doc__:
+            cls.__doc__ = text.of_module(row, cls.__name__)
+
+    def __init__(self, p: float = 0.5, inplace: bool = False, *, rng: str = "eager", **parameters: Any) -> None:
         super().__init__()
+        if not hasattr(self, "row"):
+            raise TypeError("FusedActivationDropout has no row; write `class Name(FusedActivationDropout, row=...)`")
         self.p = check_probability(p)
         self.inplace = check_flag("inplace", inplace)
         self.rng = check_rng(rng)
+        values = arguments(self.row, type(self).__name__, parameters)
+        self.row.bind(*values)
+        for name, value in zip(self.row.names, values, strict=True):
+            setattr(self, name, value)
 
     def forward(self, input: Tensor) -> Tensor:
-        """`dropout(act(input), p)`, in eval `act(input)`; in a `torch.fx` trace one node of the graph."""
+        """Return `dropout(act(input), p)`, in eval `act(input)`; in a `torch.fx` trace, a node of the graph."""
         if isinstance(input, Proxy):  # as PyTorch's own modules are there
             tracer: Any = input.tracer
             node: Any = tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
             return node
-        name = self.activation.parameter
-        parameters = () if name is None else (check_parameter(name, getattr(self, name)),)
+        row, values = self.row, ()
+        if row.names:
+            row, values = row.bind(*[getattr(self, name) for name in row.names])
         return activation_dropout(
-            self.activation,
-            input,
-            parameters,
-            self.p,
-            self.training,
-            self.inplace,
-            self.rng,
-            self._watchers,
+            row, input, values, self.p, self.training, self.inplace, self.rng, self._watchers
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and files: monitors watch this module alone."""
+        """Return the state for copies and files: monitors watch this module alone."""
         return {name: value for name, value in vars(self).items() if name != "_watchers"}
 
     def extra_repr(self) -> str:
-        names = ["p", self.activation.parameter, "inplace", "rng"]
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names if name)
+        """Return the arguments as they are now."""
+        names = ["p", *self.row.names, "inplace", "rng"]
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
 
-class FusedReLUDropout(_FusedDropout):
-    """`nn.Sequential(nn.ReLU(), nn.Dropout(p))` in one kernel each way, one bit kept per element.
-
-    Args:
-        p: probability of an element to be zeroed, in [0, 1]. Default: 0.5.
-        inplace: write the result into the input's buffer. Default: False.
-        rng: see `fusedact.functional.relu_dropout`. Default: "eager".
-
-    Shape: input and output (*), any shape; float16, bfloat16, float32 or float64.
-
-    Raises:
-        ValueError: `p` is no number in [0, 1], or `rng` has a value that isn't allowed.
-        TypeError: `inplace` is no bool.
-
-    Examples:
-        >>> layer = FusedReLUDropout(p=0.2)
-        >>> output = layer(torch.randn(64, 128))
-    """
-
-    activation = functional.RELU
-
-    def __init__(self, p: float = 0.5, inplace: bool = False, *, rng: str = "eager") -> None:
-        super().__init__(p, inplace, rng)
+class FusedDropout(FusedActivationDropout, row=rows.IDENTITY): ...
 
 
-class FusedLeakyDropout(_FusedDropout):
-    """`nn.Sequential(nn.LeakyReLU(negative_slope), nn.Dropout(p))` in one kernel each way.
-
-    Args:
-        p: probability of an element to be zeroed, in [0, 1]. Default: 0.5.
-        negative_slope: any finite number. Default: 0.01.
-        inplace: write the result into the input's buffer. Default: False.
-        rng: see `fusedact.functional.leaky_relu_dropout`. Default: "eager".
-
-    Shape: input and output (*), any shape; float16, bfloat16, float32 or float64.
-
-    Raises:
-        ValueError: `p` is no number in [0, 1], `negative_slope` no finite number, or `rng` has a
-            value that isn't allowed.
-        TypeError: `inplace` is no bool.
-
-    Examples:
-        >>> layer = FusedLeakyDropout(p=0.5, negative_slope=0.1)
-        >>> output = layer(torch.randn(64, 128))
-    """
-
-    activation = functional.LEAKY_RELU
-
-    def __init__(
-        self, p: float = 0.5, negative_slope: float = 0.01, inplace: bool = False, *, rng: str = "eager"
-    ) -> None:
-        super().__init__(p, inplace, rng)
-        self.negative_slope = check_parameter("negative_slope", negative_slope)
+class FusedReLUDropout(FusedActivationDropout, row=rows.RELU): ...
 
 
-class FusedELUDropout(_FusedDropout):
-    """`nn.Sequential(nn.ELU(alpha), nn.Dropout(p))` in one kernel each way.
+class FusedReLU6Dropout(FusedActivationDropout, row=rows.RELU6): ...
 
-    Args:
-        p: probability of an element to be zeroed, in [0, 1]. Default: 0.5.
-        alpha: any finite number. Default: 1.0.
-        inplace: write the result into the input's buffer. Default: False.
-        rng: see `fusedact.functional.elu_dropout`. Default: "eager".
 
-    Shape: input and output (*), any shape; float16, bfloat16, float32 or float64.
+class FusedHardtanhDropout(FusedActivationDropout, row=rows.HARDTANH): ...
 
-    Raises:
-        ValueError: `p` is no number in [0, 1], `alpha` no finite number, or `rng` has a value that
-            isn't allowed.
-        TypeError: `inplace` is no bool.
 
-    Examples:
-        >>> layer = FusedELUDropout(p=0.5)
-        >>> output = layer(torch.randn(64, 128))
-    """
+class FusedHardsigmoidDropout(FusedActivationDropout, row=rows.HARDSIGMOID): ...
 
-    activation = functional.ELU
 
-    def __init__(
-        self, p: float = 0.5, alpha: float = 1.0, inplace: bool = False, *, rng: str = "eager"
-    ) -> None:
-        super().__init__(p, inplace, rng)
-        self.alpha = check_parameter("alpha", alpha)
+class FusedHardshrinkDropout(FusedActivationDropout, row=rows.HARDSHRINK): ...
+
+
+class FusedSoftshrinkDropout(FusedActivationDropout, row=rows.SOFTSHRINK): ...
+
+
+class FusedThresholdDropout(FusedActivationDropout, row=rows.THRESHOLD): ...
+
+
+class FusedLeakyDropout(FusedActivationDropout, row=rows.LEAKY_RELU): ...
+
+
+class FusedELUDropout(FusedActivationDropout, row=rows.ELU): ...
+
+
+class FusedCELUDropout(FusedActivationDropout, row=rows.CELU): ...
+
+
+class FusedSELUDropout(FusedActivationDropout, row=rows.SELU): ...
+
+
+class FusedGELUDropout(FusedActivationDropout, row=rows.GELU): ...
+
+
+class FusedSiLUDropout(FusedActivationDropout, row=rows.SILU): ...
+
+
+class FusedMishDropout(FusedActivationDropout, row=rows.MISH): ...
+
+
+class FusedSoftplusDropout(FusedActivationDropout, row=rows.SOFTPLUS): ...
+
+
+class FusedLogSigmoidDropout(FusedActivationDropout, row=rows.LOGSIGMOID): ...
+
+
+class FusedTanhshrinkDropout(FusedActivationDropout, row=rows.TANHSHRINK): ...
+
+
+class FusedHardswishDropout(FusedActivationDropout, row=rows.HARDSWISH): ...
+
+
+class FusedSigmoidDropout(FusedActivationDropout, row=rows.SIGMOID): ...
+
+
+class FusedTanhDropout(FusedActivationDropout, row=rows.TANH): ...
+
+
+class FusedSoftsignDropout(FusedActivationDropout, row=rows.SOFTSIGN): ...
+
+
+class FusedQuickGELUDropout(FusedActivationDropout, row=rows.QUICK_GELU): ...
+
+
+class FusedSquaredReLUDropout(FusedActivationDropout, row=rows.SQUARED_RELU): ...
+
+
+FusedLeakyReLUDropout = FusedLeakyDropout

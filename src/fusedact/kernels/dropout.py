@@ -1,169 +1,74 @@
 """The two kernels, activation + dropout forward and backward, for every activation, dtype and mapping.
 
-Both walk the same tile. A program owns COLUMNS columns of 32 elements, one column per thread: GROUPS
-groups of LANES elements, each group one 16-byte access. A column's bits make one 32-bit word, the
-first element's bit the highest. Everything between the loads and the stores stands lane by lane, in
-tensors of one dimension, or in tiles joined of those: they have the layout in which the random
-numbers are drawn and the accesses are made, so nothing moves between threads (docs/kernels.md).
+`tiles` says how they walk a tensor. Arithmetic is float32, or float64 for float64 tensors. STORED is the
+dtype to which eager PyTorch rounds between activation and dropout, where its bits are wanted; else it is
+the arithmetic's own, which rounds nothing.
 
-Which elements a program owns, and which random word each has, is the mapping's:
-
-- eager follows the loop of PyTorch's own dropout kernel, whose masks it reproduces. With
-  T = 256 * blocks threads, iteration k and thread idx, the elements are
-
-      VEC > 1:  (k T + idx) VEC + lane      VEC consecutive elements
-      VEC = 1:  (4 k + lane) T + idx        the 4 words of one Philox call, T apart
-
-  The grid's first axis covers idx; the other two cover k, so that neither needs a division.
-- fast takes TILE = 32 COLUMNS consecutive elements per program. A Philox call makes 8 numbers of
-  16 bits, for 4 consecutive elements and the 4 that lie TILE / 2 further.
+The fast mapping's Philox call makes 8 numbers of 16 bits, for 4 consecutive elements and the 4 that lie
+TILE / 2 further.
 """
 
 import triton
 import triton.language as tl
 
 from .philox import philox4x32
+from .tiles import inside_of, joined, offsets_of, origin, split, unpack, with_bit, word_offsets
 
-COLUMNS = 128
-WORD = 32
-TILE = COLUMNS * WORD
 FAST_ROUNDS: tl.constexpr = tl.constexpr(7)  # of Philox; eager's are PyTorch's 10
 
 
 @triton.jit
-def _origin(n, blocks, FAST: tl.constexpr, VEC: tl.constexpr, LANES: tl.constexpr, COLUMNS: tl.constexpr):
-    """Eager's iteration, this program's first idx in it, its first element, and how many there are from it.
+def _number(bits, ARITHMETIC: tl.constexpr):
+    """The number of the arithmetic type whose bits an integer argument has.
 
-    Elements are counted in 64 bits, and from the first one on in 32.
+    A float argument would reach a kernel as float32, and an integer without an annotation with a type that
+    depends on its value.
     """
-    if FAST:
-        k = 0
-        first = 0
-        base = tl.program_id(0).to(tl.int64) * (32 * COLUMNS)
-        left = tl.minimum(n - base, 32 * COLUMNS)
-    else:
-        k = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
-        first = tl.program_id(0) * (32 // LANES * COLUMNS)
-        threads = blocks * 256
-        if VEC == 1:
-            base = k.to(tl.int64) * (threads * 4) + first
-            left = tl.minimum(n - base, 4 * threads - first)
-        else:
-            base = (k.to(tl.int64) * threads + first) * VEC
-            left = tl.minimum(n - base, (threads - first) * VEC)
-    return k, first, base, tl.maximum(left, 0).to(tl.int32)
-
-
-@triton.jit
-def _offsets(blocks, FAST: tl.constexpr, VEC: tl.constexpr, LANES: tl.constexpr, COLUMNS: tl.constexpr):
-    """Where group 0's elements are, from the program's first one: [COLUMNS, LANES]."""
-    columns = tl.arange(0, COLUMNS)[:, None]
-    lane = tl.arange(0, LANES)[None, :]
-    return columns + lane * (blocks * 256) if VEC == 1 and not FAST else columns * LANES + lane
-
-
-@triton.jit
-def _inside(
-    g,
-    offsets,
-    first,
-    left,
-    blocks,
-    FAST: tl.constexpr,
-    VEC: tl.constexpr,
-    LANES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    """Which elements of group g exist; where n is a multiple of VEC, all of an access or none."""
-    if VEC > 1:
-        inside = (tl.arange(0, COLUMNS) * LANES < left - g * COLUMNS * LANES)[:, None]
-    elif FAST:
-        inside = offsets < left - g * COLUMNS * LANES
-    else:
-        thread = first + g * COLUMNS + tl.arange(0, COLUMNS)
-        inside = (thread < blocks * 256)[:, None] & (offsets < left - g * COLUMNS)
-    return inside
-
-
-@triton.jit
-def _tile(lanes, COLUMNS: tl.constexpr, LANES: tl.constexpr):
-    """LANES tensors [COLUMNS] as one tile [COLUMNS, LANES]; moves nothing."""
-    # A join makes its arguments neighbours along a new last axis, so the last join is the lowest
-    # bit of the lane.
-    if LANES == 2:
-        tile = tl.join(lanes[0], lanes[1])
-    elif LANES == 4:
-        tile = tl.join(tl.join(lanes[0], lanes[2]), tl.join(lanes[1], lanes[3]))
-    else:
-        even = tl.join(tl.join(lanes[0], lanes[4]), tl.join(lanes[2], lanes[6]))
-        odd = tl.join(tl.join(lanes[1], lanes[5]), tl.join(lanes[3], lanes[7]))
-        tile = tl.join(even, odd)
-    return tl.reshape(tile, [COLUMNS, LANES])
-
-
-@triton.jit
-def _lanes(tile, COLUMNS: tl.constexpr, LANES: tl.constexpr):
-    """The inverse of `_tile`."""
-    if LANES == 2:
-        lanes = tl.split(tile)
-    elif LANES == 4:
-        even, odd = tl.split(tl.reshape(tile, [COLUMNS, 2, 2]))
-        a0, a2 = tl.split(even)
-        a1, a3 = tl.split(odd)
-        lanes = (a0, a1, a2, a3)
-    else:
-        even, odd = tl.split(tl.reshape(tile, [COLUMNS, 2, 2, 2]))
-        a04, a26 = tl.split(even)
-        a15, a37 = tl.split(odd)
-        a0, a4 = tl.split(a04)
-        a2, a6 = tl.split(a26)
-        a1, a5 = tl.split(a15)
-        a3, a7 = tl.split(a37)
-        lanes = (a0, a1, a2, a3, a4, a5, a6, a7)
-    return lanes
-
-
-@triton.jit
-def _with_bit(word, bit, PLACE: tl.constexpr, BY: tl.constexpr):
-    """`word` with one bit more, for PLACE = 0 to 31 in turn, from the highest down.
-
-    All three say the same. What the compiler makes of them differs from kernel to kernel: docs/kernels.md
-    has the counts.
-    """
-    VALUE: tl.constexpr = -2147483648 if PLACE == 0 else 1 << (31 - PLACE)
-    if BY == "selecting":
-        word = tl.where(bit, word + VALUE, word)
-    elif BY == "adding":
-        word += tl.where(bit, VALUE, 0)
-    else:
-        word = word * 2 + bit.to(tl.int32)
-    return word
-
-
-@triton.jit
-def _unpack(words, g, COLUMNS: tl.constexpr, LANES: tl.constexpr):
-    """Group g's bits as a tile of booleans."""
-    bits = ()
-    for lane in tl.static_range(LANES):
-        bits = bits + (((words << (g * LANES + lane)) < 0),)
-    return _tile(bits, COLUMNS, LANES)
-
-
-@triton.jit
-def _word(k, plane, PLANES: tl.constexpr, COLUMNS: tl.constexpr):
-    """Offsets of this program's words in the packed bits: its planes stand beside each other."""
-    program = tl.program_id(0) + tl.num_programs(0).to(tl.int64) * k
-    return (program * PLANES + plane) * COLUMNS + tl.arange(0, COLUMNS)
-
-
-@triton.jit
-def _scalars(scale, param, scaled, ARITHMETIC: tl.constexpr):
-    # A float argument reaches a kernel as float32: float64 travels as its 64 bits.
     if tl.float64 == ARITHMETIC:
-        scale = scale.to(tl.int64).to(tl.float64, bitcast=True)
-        param = param.to(tl.int64).to(tl.float64, bitcast=True)
-        scaled = scaled.to(tl.int64).to(tl.float64, bitcast=True)
-    return scale, param, scaled
+        number = bits.to(tl.int64).to(tl.float64, bitcast=True)
+    else:
+        number = bits.to(tl.int32).to(tl.float32, bitcast=True)
+    return number
+
+
+@triton.jit
+def _rounded(value, STORED: tl.constexpr):
+    return value.to(STORED).to(value.dtype)
+
+
+@triton.jit
+def _gradient(
+    dy,
+    keep,
+    flag,
+    saved,
+    scale,
+    a,
+    b,
+    BACKWARD: tl.constexpr,
+    SAVES: tl.constexpr,
+    SLOPE: tl.constexpr,
+    OWN_GRADIENT: tl.constexpr,
+    STORED: tl.constexpr,
+):
+    """dy * (scale if keep else 0) * act'(x); where eager's bits are wanted, STORED rounds between the two."""
+    if SAVES == "one_bit":
+        # A dead element's gradient is 0 in eager mode, whatever dy is; a dropped one's is dy * 0. The bit
+        # can't tell which this is, and a select decides for 0. A select after the product would be
+        # moved behind the rounding to a half precision, where it costs more.
+        dx = tl.where(keep, dy, 0.0) * scale
+        if SLOPE != 1.0:
+            dx = _rounded(dx, STORED) * SLOPE
+    else:
+        # A product and no select: a dropped inf or NaN is NaN in eager mode.
+        dx = _rounded(dy * tl.where(keep, scale, 0.0), STORED)
+        if SAVES == "two_bits":
+            dx = tl.where(flag, dx, dx * a)
+        elif OWN_GRADIENT:
+            dx = BACKWARD(dx, saved, a, b)
+        elif SAVES != "mask":
+            dx *= BACKWARD(saved, a, b)
+    return dx
 
 
 @triton.jit
@@ -216,8 +121,8 @@ def _fast_words(g, key, call, LANES: tl.constexpr, COLUMNS: tl.constexpr):
         "call_high",
         "threshold",
         "scale",
-        "param",
-        "scaled",
+        "a",
+        "b",
         "seed_ptr",
         "offset_ptr",
     ]
@@ -234,14 +139,14 @@ def forward_kernel(
     call_low: "u32",
     call_high: "u32",
     threshold: "u32",
-    scale,
-    param,
-    scaled,
+    scale: "i64",
+    a: "i64",
+    b: "i64",
     seed_ptr,
     offset_ptr,
     FORWARD: tl.constexpr,
-    SAVES_FLAG: tl.constexpr,
-    MERGES_FLAG: tl.constexpr,
+    PASSES: tl.constexpr,
+    SAVES: tl.constexpr,
     ARITHMETIC: tl.constexpr,
     STORED: tl.constexpr,
     FAST: tl.constexpr,
@@ -261,14 +166,18 @@ def forward_kernel(
     """
     GROUPS: tl.constexpr = 32 // LANES
     STEP: tl.constexpr = COLUMNS if VEC == 1 and not FAST else COLUMNS * LANES
+    MERGES_FLAG: tl.constexpr = SAVES == "one_bit"
+    SAVES_FLAG: tl.constexpr = SAVES == "two_bits"
     KEPT_BY: tl.constexpr = (
         "doubling" if FAST and MERGES_FLAG else "adding" if FAST and SAVES_FLAG else "selecting"
     )
-    k, first, base, left = _origin(n, blocks, FAST, VEC, LANES, COLUMNS)
-    offsets = _offsets(blocks, FAST, VEC, LANES, COLUMNS)
+    k, first, base, left = origin(n, blocks, FAST, VEC, LANES, COLUMNS)
+    offsets = offsets_of(blocks, FAST, VEC, LANES, COLUMNS)
     x_ptr += base
     y_ptr += base
-    scale, param, scaled = _scalars(scale, param, scaled, ARITHMETIC)
+    scale = _number(scale, ARITHMETIC)
+    a = _number(a, ARITHMETIC)
+    b = _number(b, ARITHMETIC)
     # In the interpreter an integer's type goes by its value.
     key = (seed_low.to(tl.uint32), seed_high.to(tl.uint32))
     call = (call_low.to(tl.uint32), call_high.to(tl.uint32))
@@ -279,7 +188,7 @@ def forward_kernel(
 
     xs = ()  # all loads are under way before the arithmetic starts
     for g in tl.static_range(GROUPS):
-        inside = _inside(g, offsets, first, left, blocks, FAST, VEC, LANES, COLUMNS)
+        inside = inside_of(g, offsets, first, left, blocks, FAST, VEC, LANES, COLUMNS)
         xs = xs + (tl.load(x_ptr + g * STEP + offsets, mask=inside),)
 
     kept = tl.zeros([COLUMNS], tl.int32)
@@ -299,42 +208,48 @@ def forward_kernel(
         keeps = ()
         for lane in tl.static_range(LANES):
             keeps = keeps + (words[lane] < threshold,)
-        keep = _tile(keeps, COLUMNS, LANES)
-        y, flag = FORWARD(xs[g].to(ARITHMETIC), keep, scale, param, scaled, STORED)
-        inside = _inside(g, offsets, first, left, blocks, FAST, VEC, LANES, COLUMNS)
+        keep = joined(keeps, COLUMNS, LANES)
+        x = xs[g].to(ARITHMETIC)
+        # A product and no select: a dropped inf or NaN is NaN in eager mode.
+        y = _rounded(FORWARD(x, a, b), STORED) * tl.where(keep, scale, 0.0)
+        inside = inside_of(g, offsets, first, left, blocks, FAST, VEC, LANES, COLUMNS)
         tl.store(y_ptr + g * STEP + offsets, y.to(y_ptr.dtype.element_ty), mask=inside)
-        flags = _lanes(flag, COLUMNS, LANES)
+        flags = keeps
+        if SAVES_FLAG or MERGES_FLAG:
+            flags = split(PASSES(x, a, b), COLUMNS, LANES)
         for lane in tl.static_range(LANES):
             bit = keeps[lane] & flags[lane] if MERGES_FLAG else keeps[lane]
-            kept = _with_bit(kept, bit, g * LANES + lane, KEPT_BY)
+            kept = with_bit(kept, bit, g * LANES + lane, KEPT_BY)
             if SAVES_FLAG:
-                flagged = _with_bit(flagged, flags[lane], g * LANES + lane, "selecting")
+                flagged = with_bit(flagged, flags[lane], g * LANES + lane, "selecting")
         if signs_ptr is not None:
-            flags = _lanes(xs[g].to(ARITHMETIC) > 0, COLUMNS, LANES)
+            flags = split(x > 0, COLUMNS, LANES)
             for lane in tl.static_range(LANES):
-                positive = _with_bit(positive, flags[lane], g * LANES + lane, "selecting")
+                positive = with_bit(positive, flags[lane], g * LANES + lane, "selecting")
     PLANES: tl.constexpr = 2 if SAVES_FLAG else 1
-    tl.store(bits_ptr + _word(k, 0, PLANES, COLUMNS), kept)
+    tl.store(bits_ptr + word_offsets(k, 0, PLANES, COLUMNS), kept)
     if SAVES_FLAG:
-        tl.store(bits_ptr + _word(k, 1, PLANES, COLUMNS), flagged)
+        tl.store(bits_ptr + word_offsets(k, 1, PLANES, COLUMNS), flagged)
     if signs_ptr is not None:
-        tl.store(signs_ptr + _word(k, 0, 1, COLUMNS), positive)
+        tl.store(signs_ptr + word_offsets(k, 0, 1, COLUMNS), positive)
 
 
-@triton.jit(do_not_specialize=["n", "blocks", "scale", "param", "scaled"])
+@triton.jit(do_not_specialize=["n", "blocks", "scale", "inverse", "a", "b"])
 def backward_kernel(
     dy_ptr,
-    x_ptr,
+    saved_ptr,
     bits_ptr,
     dx_ptr,
     n: "i64",
     blocks: "i32",
-    scale,
-    param,
-    scaled,
+    scale: "i64",
+    inverse: "i64",
+    a: "i64",
+    b: "i64",
     BACKWARD: tl.constexpr,
-    SAVES_FLAG: tl.constexpr,
-    SAVES_INPUT: tl.constexpr,
+    SAVES: tl.constexpr,
+    SLOPE: tl.constexpr,
+    OWN_GRADIENT: tl.constexpr,
     ARITHMETIC: tl.constexpr,
     STORED: tl.constexpr,
     FAST: tl.constexpr,
@@ -342,38 +257,46 @@ def backward_kernel(
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """dx = dy * (scale if kept else 0) * act'(x) from the bits, and from x where it was saved.
+    """dx = dy * (scale if kept else 0) * act'(x) from the bits, and from x or y where it was saved.
 
-    Bytes per element of b bytes: 2 b, 1/8 for each plane of bits, and b for x where it was saved.
+    Of a saved y, `inverse` times it is act(x).
+
+    Bytes per element of b bytes: 2 b, 1/8 for each plane of bits, and b for x or y where it was saved.
     """
     GROUPS: tl.constexpr = 32 // LANES
     STEP: tl.constexpr = COLUMNS if VEC == 1 and not FAST else COLUMNS * LANES
-    k, first, base, left = _origin(n, blocks, FAST, VEC, LANES, COLUMNS)
-    offsets = _offsets(blocks, FAST, VEC, LANES, COLUMNS)
+    k, first, base, left = origin(n, blocks, FAST, VEC, LANES, COLUMNS)
+    offsets = offsets_of(blocks, FAST, VEC, LANES, COLUMNS)
     dy_ptr += base
     dx_ptr += base
-    if SAVES_INPUT:
-        x_ptr += base
-    scale, param, scaled = _scalars(scale, param, scaled, ARITHMETIC)
+    READS_SAVED: tl.constexpr = SAVES == "input" or SAVES == "output"
+    if READS_SAVED:
+        saved_ptr += base
+    scale = _number(scale, ARITHMETIC)
+    a = _number(a, ARITHMETIC)
+    b = _number(b, ARITHMETIC)
 
+    SAVES_FLAG: tl.constexpr = SAVES == "two_bits"
     PLANES: tl.constexpr = 2 if SAVES_FLAG else 1
-    kept = tl.load(bits_ptr + _word(k, 0, PLANES, COLUMNS))
+    kept = tl.load(bits_ptr + word_offsets(k, 0, PLANES, COLUMNS))
     flagged = kept
     if SAVES_FLAG:
-        flagged = tl.load(bits_ptr + _word(k, 1, PLANES, COLUMNS))
+        flagged = tl.load(bits_ptr + word_offsets(k, 1, PLANES, COLUMNS))
     dys = ()
-    xs = ()
+    saveds = ()
     for g in tl.static_range(GROUPS):
-        inside = _inside(g, offsets, first, left, blocks, FAST, VEC, LANES, COLUMNS)
+        inside = inside_of(g, offsets, first, left, blocks, FAST, VEC, LANES, COLUMNS)
         dys = dys + (tl.load(dy_ptr + g * STEP + offsets, mask=inside),)
-        if SAVES_INPUT:
-            xs = xs + (tl.load(x_ptr + g * STEP + offsets, mask=inside),)
+        if READS_SAVED:
+            saveds = saveds + (tl.load(saved_ptr + g * STEP + offsets, mask=inside),)
 
     for g in tl.static_range(GROUPS):
-        keep = _unpack(kept, g, COLUMNS, LANES)
-        flag = _unpack(flagged, g, COLUMNS, LANES) if SAVES_FLAG else keep
+        keep = unpack(kept, g, COLUMNS, LANES)
+        flag = unpack(flagged, g, COLUMNS, LANES) if SAVES_FLAG else keep
         dy = dys[g].to(ARITHMETIC)
-        x = xs[g].to(ARITHMETIC) if SAVES_INPUT else dy
-        dx = BACKWARD(dy, keep, flag, x, scale, param, scaled, STORED)
-        inside = _inside(g, offsets, first, left, blocks, FAST, VEC, LANES, COLUMNS)
+        saved = saveds[g].to(ARITHMETIC) if READS_SAVED else dy
+        if SAVES == "output":
+            saved *= _number(inverse, ARITHMETIC)
+        dx = _gradient(dy, keep, flag, saved, scale, a, b, BACKWARD, SAVES, SLOPE, OWN_GRADIENT, STORED)
+        inside = inside_of(g, offsets, first, left, blocks, FAST, VEC, LANES, COLUMNS)
         tl.store(dx_ptr + g * STEP + offsets, dx.to(dx_ptr.dtype.element_ty), mask=inside)

@@ -145,7 +145,7 @@ def refusal(activation):
     """What PyTorch says where it has no derivative of this activation on a DTensor."""
     x = distribute_tensor(torch.ones(2), make_mesh(), [Shard(0)], src_data_rank=None).requires_grad_()
     try:
-        activation.eager(x, *parameters(activation)).sum().backward()
+        activation.function(x, *parameters(activation)).sum().backward()
     except NotImplementedError as error:
         return str(error)
 

@@ -1,54 +1,10 @@
-"""The contract, in plain PyTorch: the eager composition, and which elements a mapping keeps.
-
-`composition` is what every other path must equal, and the path taken where there is no GPU.
-`eager_mask` computes, on a CPU and for any GPU, the mask that `torch.nn.Dropout` draws there, and
-`fast_mask` that of rng="fast"; `forward` and `backward` are the values that go with a given mask.
-"""
+"""The masks of any GPU, computed on a CPU in plain PyTorch: what the kernels' masks are held against."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from . import random
-from .activations import Activation
-from .random import Plan
-
-
-def composition(
-    activation: Activation,
-    input: Tensor,
-    parameters: tuple[float, ...],
-    p: float,
-    training: bool,
-    inplace: bool,
-) -> Tensor:
-    """`dropout(act(input), p)`; with `inplace`, in the input's buffer."""
-    if inplace and (type(input) is not Tensor or (input.requires_grad and torch.is_grad_enabled())):
-        # Autograd refuses to overwrite what an activation saved, so it saves a copy's; and DTensor doesn't
-        # know every activation in place when it is compiled (torch 2.11).
-        return input.copy_(composition(activation, input.clone(), parameters, p, training, False))
-    value = activation.eager(input, *parameters, inplace=inplace)
-    if not training or p == 0:
-        return value
-    # Not in place: on a GPU that would draw another mask.
-    result = _dropout(value, p)
-    return input.copy_(result) if inplace else result
-
-
-def _dropout(value: Tensor, p: float) -> Tensor:
-    """`F.dropout`, which on a CPU would draw the same mask for every shard of a DTensor.
-
-    DTensor gives each shard its part of the generator's numbers by moving the generator's offset. A
-    CPU's generator has none: there every rank draws the whole tensor's mask and keeps its own part.
-    """
-    if type(value) is not Tensor and value.device.type == "cpu" and torch.distributed.is_available():
-        from torch.distributed.tensor import DTensor
-
-        if isinstance(value, DTensor):
-            whole = F.dropout(torch.ones(value.shape, dtype=value.dtype), p)
-            mask = DTensor.from_local(whole, value.device_mesh, run_check=False)
-            return value * mask.redistribute(placements=value.placements)
-    return F.dropout(value, p)
+from . import plan as plans
+from .plan import Plan
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int, rounds: int = 10) -> list[Tensor]:
@@ -117,8 +73,8 @@ def eager_mask(
     _check_mask(n, p)
     if alignment < 1 or alignment & (alignment - 1):
         raise ValueError(f"alignment has to be a power of 2, but got alignment={alignment!r}")
-    plan = random.eager_plan(n, dtype.itemsize, multiprocessors, threads_per_multiprocessor, alignment)
-    threshold = random.keep_threshold(p, dtype is torch.float64)
+    plan = plans.eager_plan(n, dtype.itemsize, multiprocessors, threads_per_multiprocessor, alignment)
+    threshold = plans.keep_threshold(p, dtype is torch.float64)
     return eager_words(torch.arange(n), plan, seed, offset) < threshold
 
 
@@ -149,7 +105,7 @@ def fast_mask(n: int, p: float, seed: int, offset: int) -> Tensor:
 
     Args:
         n: elements of a dense tensor, at least 1.
-        p: probability of dropping an element, 0 < p < 1, rounded as `random.used_probability` does.
+        p: probability of dropping an element, 0 < p < 1, rounded as `plans.used_probability` does.
         seed: the generator's `initial_seed()`.
         offset: the generator's `get_offset()` before the call.
 
@@ -157,44 +113,5 @@ def fast_mask(n: int, p: float, seed: int, offset: int) -> Tensor:
         ValueError: `n` or `p` has a value that isn't allowed.
     """
     _check_mask(n, p)
-    threshold = round((1.0 - random.used_probability(p, "fast")) * 65536)
+    threshold = round((1.0 - plans.used_probability(p, "fast")) * 65536)
     return fast_numbers(torch.arange(n), seed, offset) < threshold
-
-
-def forward(
-    activation: Activation,
-    input: Tensor,
-    parameters: tuple[float, ...],
-    p: float,
-    keep: Tensor,
-    rng: str = "eager",
-) -> Tensor:
-    """`dropout(act(input), p)` for the mask `keep` (bool, the input's shape), as a GPU computes it.
-
-    eager rounds the activation to the dtype, then scales it, in float32 (float64 for float64); fast
-    rounds once, at the end.
-    """
-    double = input.dtype is torch.float64
-    wide = torch.float64 if double else torch.float32
-    value = activation.eager(input if rng == "eager" else input.to(wide), *parameters).to(wide)
-    return (value * keep * random.scales(p, double)[0]).to(input.dtype)
-
-
-def backward(
-    activation: Activation,
-    input: Tensor,
-    parameters: tuple[float, ...],
-    p: float,
-    keep: Tensor,
-    dy: Tensor,
-    rng: str = "eager",
-) -> Tensor:
-    """The gradient of `forward` with respect to `input`, for the upstream gradient `dy`."""
-    double = input.dtype is torch.float64
-    wide = torch.float64 if double else torch.float32
-    stored = input.dtype if rng == "eager" else wide
-    dy = (dy.to(wide) * keep * random.scales(p, double)[1]).to(stored)
-    with torch.enable_grad():
-        x = input.detach().to(stored).requires_grad_()
-        (dx,) = torch.autograd.grad(activation.eager(x, *parameters), x, dy)
-    return dx.to(input.dtype)

@@ -1,30 +1,16 @@
-"""Where random numbers come from: PyTorch's generators, and two mappings from them to a mask.
-
-- eager: on a CUDA device `torch.nn.Dropout` numbers its threads, gives each a Philox4x32-10 sequence
-  and advances the device generator's offset. `eager_plan` and `keep_threshold` restate its rules
-  (aten/src/ATen/native/cuda/Dropout.cu, torch 2.7 and later), so that a fused call drops the elements
-  that `Dropout` would have dropped and leaves the generator where it would have left it.
-- fast: 16 random bits per element from Philox4x32-7, half the numbers and less than half the
-  arithmetic; docs/kernels.md says why 7 rounds are enough, and what is known against them. The mask
-  is a function of seed, offset and the element's place in memory alone, and the probability is rounded
-  to a multiple of 2**-16, the scale with it.
-"""
+"""How a kernel walks a tensor, and the numbers that decide which elements it keeps and how it scales them."""
 
 import functools
 import struct
-import threading
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 RNGS = ("eager", "fast")
+ITERATION = 2**30  # elements, of `graph_plan`
 
 _BLOCK = 256  # threads per block of PyTorch's dropout kernel
 _UNROLL = 4  # numbers per Philox call
-ITERATION = 2**30  # elements, of `graph_plan`
-
-_lock = threading.Lock()  # two of our calls on one GPU, in two threads, must not share numbers
 
 
 class Plan(NamedTuple):
@@ -48,21 +34,6 @@ class Plan(NamedTuple):
     def in_memory_order(self) -> bool:
         """Elements are numbered as they lie in memory; eager at vec 1 takes the tensor's logical order."""
         return self.vec > 1 or self.rng == "fast"
-
-
-class Draw(NamedTuple):
-    """One call's numbers: the generator's seed, and its offset before the call.
-
-    Attributes:
-        seed: in [0, 2**64).
-        offset: a multiple of 4.
-        device: where a graph is to find them at every replay, a seed and an offset that are added to
-            those: int64 tensors of one element on the GPU; else empty.
-    """
-
-    seed: int
-    offset: int
-    device: tuple[Tensor, ...] = ()
 
 
 @functools.lru_cache(maxsize=4096)
@@ -114,11 +85,11 @@ def graph_plan(rng: str, n: int, itemsize: int) -> Plan:
     return eager_plan(n, itemsize, blocks, _BLOCK)
 
 
-def plan(rng: str, n: int, itemsize: int, multiprocessors: int, threads_per_multiprocessor: int) -> Plan:
-    """The plan of the mapping `rng` for a new, dense tensor."""
+def device_plan(rng: str, n: int, itemsize: int, device: torch.device, alignment: int = 16) -> Plan:
+    """Return the plan of the mapping `rng` for a dense tensor on that GPU; `alignment`: see `eager_plan`."""
     if rng == "fast":
         return fast_plan(n, itemsize)
-    return eager_plan(n, itemsize, multiprocessors, threads_per_multiprocessor)
+    return eager_plan(n, itemsize, *processors(device), alignment)
 
 
 @functools.cache
@@ -135,39 +106,6 @@ def used_probability(p: float, rng: str) -> float:
     65,536 elements is kept even at a `p` where the nearest would leave nothing to scale up.
     """
     return min(round(p * 65536), 65535) / 65536 if rng == "fast" else p
-
-
-def draw(input: Tensor, plan: Plan) -> Draw:
-    """Reserve the numbers for one call from the generator of `input`'s CUDA device.
-
-    Host integers only: no kernel, no synchronisation.
-    """
-    generator = torch.cuda.default_generators[input.get_device()]
-    with _lock:
-        offset = generator.get_offset()
-        generator.set_offset(offset + plan.increment)
-        seed = generator.initial_seed()
-    # A plain tuple: to make the named one takes three times as long.
-    return seed, offset, ()  # type: ignore[return-value]
-
-
-def draw_for_graph(input: Tensor, plan: Plan) -> Draw:
-    """Numbers for one call that is being captured in a CUDA graph, other ones at every replay.
-
-    From torch 2.14 on they are those that `torch.nn.Dropout` would have had in its place.
-    """
-    generator = torch.cuda.default_generators[input.get_device()]
-    if not hasattr(generator, "philox_state"):
-        return draw_on_device(input)
-    with _lock:
-        seed, offset, within = generator.philox_state(plan.increment)
-    return Draw(0, int(within), (seed, offset))
-
-
-def draw_on_device(input: Tensor) -> Draw:
-    """Numbers for one call that PyTorch draws where `input` is, for graphs of any kind."""
-    seed, offset = torch.randint(2**63 - 1, (2,), device=input.device).split(1)
-    return Draw(0, 0, (seed, offset))
 
 
 def to_float32(value: float) -> float:
@@ -198,13 +136,20 @@ def keep_threshold(p: float, double: bool, rng: str = "eager") -> int:
     return low
 
 
-@functools.lru_cache(maxsize=4096)
-def scales(p: float, double: bool) -> tuple[float, float]:
-    """What PyTorch multiplies kept elements by, forward and backward, for 0 < p < 1.
+class Scales(NamedTuple):
+    """What PyTorch multiplies kept elements by, in the arithmetic type."""
 
-    Both are 1 / (1 - p) in the arithmetic type. Forward rounds 1 - p first, backward does not, so
-    in float32 they can be one unit in the last place apart.
+    forward: float
+    backward: float
+
+
+@functools.lru_cache(maxsize=4096)
+def scales(p: float, double: bool) -> Scales:
+    """Return both scales for 0 < p < 1; `double`: of float64 tensors.
+
+    Both are 1 / (1 - p). Forward rounds 1 - p first, backward does not, so in float32 they can be one
+    unit in the last place apart.
     """
     if double:
-        return 1.0 / (1.0 - p), 1.0 / (1.0 - p)
-    return to_float32(1.0 / to_float32(1.0 - p)), to_float32(1.0 / (1.0 - p))
+        return Scales(1.0 / (1.0 - p), 1.0 / (1.0 - p))
+    return Scales(to_float32(1.0 / to_float32(1.0 - p)), to_float32(1.0 / (1.0 - p)))

@@ -49,7 +49,7 @@ def test_a_draw_moves_its_own_devices_generator_as_eager_would(monkeypatch):
     generators = (Generator(), Generator())
     monkeypatch.setattr(torch.cuda, "default_generators", generators)
     tensors = [OnDevice(n, 1) for n in (8192, 8192, 2**26)]
-    plans = [random.plan("eager", tensor.n, 4, *PROCESSORS) for tensor in tensors]
+    plans = [device_plan("eager", tensor.n, 4, *PROCESSORS) for tensor in tensors]
     calls = [random.draw(tensor, plan) for tensor, plan in zip(tensors, plans, strict=True)]
     assert [seed for seed, _, _ in calls] == [42] * 3
     assert [offset for _, offset, _ in calls] == [8, 12, 16]
@@ -59,8 +59,8 @@ def test_a_draw_moves_its_own_devices_generator_as_eager_would(monkeypatch):
 
 def keep(p, offset=0, seed=1234, dtype=torch.float32, n=N, rng="eager"):
     if rng == "fast":
-        return reference.fast_mask(n, p, seed, offset)
-    return reference.eager_mask(n, p, dtype, seed, offset, *PROCESSORS)
+        return masks.fast_mask(n, p, seed, offset)
+    return masks.eager_mask(n, p, dtype, seed, offset, *PROCESSORS)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.9, 0.99, 0.001])
@@ -72,29 +72,29 @@ def test_keep_rate(p, dtype):
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.9, 0.99, 0.001, 1e-5, 1 - 1e-5])
 def test_keep_rate_of_fast_is_that_of_the_probability_it_uses(p):
-    used = random.used_probability(p, "fast")
+    used = plan.used_probability(p, "fast")
     kept = int(keep(p, rng="fast").sum())
     assert stats.binomtest(kept, N, 1 - used).pvalue > ALARM
 
 
 @pytest.mark.parametrize("p", [1e-12, 2**-17, 0.1, 1 / 3, 0.9, 0.99, 1 - 2**-16, 1 - 2**-17])
 def test_fast_rounds_the_probability_in_the_open(p):
-    used = random.used_probability(p, "fast")
+    used = plan.used_probability(p, "fast")
     assert abs(used - p) <= 2**-17
     assert used * 65536 == int(used * 65536)
-    assert random.keep_threshold(used, False, "fast") == (1 - used) * 2**32
-    assert random.scales(used, double=False)[0] == pytest.approx(1 / (1 - used), rel=2**-24)
-    assert random.used_probability(p, "eager") == p
+    assert plan.keep_threshold(used, False, "fast") == (1 - used) * 2**32
+    assert plan.scales(used, double=False)[0] == pytest.approx(1 / (1 - used), rel=2**-24)
+    assert plan.used_probability(p, "eager") == p
 
 
 def test_fast_keeps_one_in_65536_where_the_nearest_probability_would_keep_none():
-    assert random.used_probability(1 - 1e-12, "fast") == 1 - 2**-16
+    assert plan.used_probability(1 - 1e-12, "fast") == 1 - 2**-16
 
 
 @rngs
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.99])
 def test_expectation_is_unbiased(p, rng):
-    forward, _ = random.scales(random.used_probability(p, rng), double=False)
+    forward, _ = plan.scales(plan.used_probability(p, rng), double=False)
     values = keep(p, rng=rng).double() * forward
     z = (values.mean() - 1) / (values.std() / N**0.5)
     assert abs(z) < stats.norm.isf(ALARM / 2)
@@ -122,7 +122,7 @@ def test_elements_at_a_distance_are_independent(p, rng, distance):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_calls_are_independent(dtype, rng):
     n = N // 4
-    plan = random.plan(rng, n, dtype.itemsize, *PROCESSORS)
+    plan = device_plan(rng, n, dtype.itemsize, *PROCESSORS)
     masks = [keep(0.5, offset=i * plan.increment, dtype=dtype, n=n, rng=rng) for i in range(3)]
     masks.append(keep(0.5, seed=1235, dtype=dtype, n=n, rng=rng))
     for a, b in itertools.combinations(masks, 2):
@@ -141,8 +141,8 @@ def test_places_in_a_word_and_in_a_block_are_alike(rng):
 
 
 def test_words_are_uniform():
-    plan = random.eager_plan(N, 2, *PROCESSORS)
-    words = reference.eager_words(torch.arange(N), plan, 1234, 0)
+    plan = plan.eager_plan(N, 2, *PROCESSORS)
+    words = oracle.eager_words(torch.arange(N), plan, 1234, 0)
     for shift in (0, 8, 16, 24):
         counts = torch.bincount((words >> shift) & 0xFF, minlength=256).numpy()
         assert stats.chisquare(counts).pvalue > ALARM
@@ -150,7 +150,7 @@ def test_words_are_uniform():
 
 def test_numbers_of_fast_are_uniform_alone_and_in_pairs():
     """Its 16 bits, and the bytes of those that share a word."""
-    numbers = reference.fast_numbers(torch.arange(N), 1234, 0)
+    numbers = oracle.fast_numbers(torch.arange(N), 1234, 0)
     for values in (numbers & 0xFF, numbers >> 8):
         assert stats.chisquare(torch.bincount(values, minlength=256).numpy()).pvalue > ALARM
     low, high = numbers.view(-1, 2, 2048).unbind(1)
@@ -161,13 +161,13 @@ def test_numbers_of_fast_are_uniform_alone_and_in_pairs():
 def test_no_counter_of_fast_comes_twice():
     """Tiles, calls and the high words of both have counters of their own."""
     e = torch.cat([torch.arange(8192), torch.arange(2**45, 2**45 + 8192)])
-    calls = [reference.fast_numbers(e, 1234, offset) for offset in (0, 4, 4 * 2**32)]
+    calls = [oracle.fast_numbers(e, 1234, offset) for offset in (0, 4, 4 * 2**32)]
     pieces = torch.cat(calls).view(-1, 16)
     assert pieces.unique(dim=0).shape == pieces.shape
 
 
 def test_no_two_elements_of_a_call_share_a_word():
-    plan = random.eager_plan(2**18, 2, *PROCESSORS)
-    words = reference.eager_words(torch.arange(2**18), plan, 1234, 0)
+    plan = plan.eager_plan(2**18, 2, *PROCESSORS)
+    words = oracle.eager_words(torch.arange(2**18), plan, 1234, 0)
     # By chance about 2**36 / 2 / 2**32 = 8 pairs collide.
     assert 2**18 - words.unique().numel() <= stats.poisson.isf(ALARM, 8)

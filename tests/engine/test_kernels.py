@@ -1,33 +1,36 @@
-"""The kernels themselves against the exact oracle: every activation, dtype, layout and size."""
+"""The kernels themselves against the exact oracle: every kind of saving, dtype, layout and size."""
 
 import itertools
 
 import pytest
 import torch
 from cases import (
-    ACTIVATIONS,
-    DTYPES,
+    ENGINE,
     OFFSET,
     PROCESSORS,
     SEED,
     SIZES,
-    activations,
     assert_equals_eager,
+    bytes_kept,
+    configured,
+    dtypes,
     fused,
     make_plan,
     mask,
-    parameters,
-    prepare,
+    representatives,
     rngs,
-    steps,
+    values,
 )
 
-from fusedact import ops, random, reference
-from fusedact.activations import Saved
+from fusedact import autograd, composition, dispatch, rows
+from fusedact.activations import Saves
+from fusedact.kernels import configuration as shapes
+from fusedact.kernels import launch
+from fusedact.masks import oracle
+from fusedact.masks import plan as plans
+from fusedact.masks.generator import PhiloxState
 
 pytestmark = pytest.mark.usefixtures("poisoned")
-
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 
 
 def check(activation, x, dy, p, dense=None, rng="eager"):
@@ -38,18 +41,18 @@ def check(activation, x, dy, p, dense=None, rng="eager"):
     y = fused(activation, x, p, rng=rng)
     assert y.stride() == dense.stride()
     assert y.dtype == x.dtype
-    p = random.used_probability(p, rng)
-    values = reference.forward(activation, dense, parameters(activation), p, keep, rng)
-    truth = reference.forward(activation, dense.double(), parameters(activation), p, keep)
-    assert_equals_eager(activation, y, values, truth)
+    p = plans.used_probability(p, rng)
+    expected = composition.forward(activation, dense, values(activation), p, keep, rng)
+    truth = composition.forward(activation, dense.double(), values(activation), p, keep)
+    assert_equals_eager(activation, y, expected, truth)
     (dx,) = torch.autograd.grad(y, x, dy)
     assert dx.shape == x.shape
-    gradients = reference.backward(activation, dense, parameters(activation), p, keep, dy, rng)
-    truth = reference.backward(activation, dense.double(), parameters(activation), p, keep, dy.double())
+    gradients = composition.backward(activation, dense, values(activation), p, keep, dy, rng)
+    truth = composition.backward(activation, dense.double(), values(activation), p, keep, dy.double())
     assert_equals_eager(activation, dx, gradients, truth)
 
 
-@activations
+@representatives
 @rngs
 @dtypes
 @pytest.mark.parametrize("n", SIZES)
@@ -58,11 +61,11 @@ def test_values_and_gradients(activation, rng, dtype, n, device):
     check(activation, x, dy, 0.3, rng=rng)
 
 
-@activations
+@representatives
 @rngs
 @pytest.mark.parametrize("p", [0.001, 0.1, 0.15, 0.5, 0.9, 0.99, 1e-12, 1 - 1e-12])
 def test_probabilities(activation, rng, p, device):
-    if random.used_probability(p, rng) == 0:
+    if plans.used_probability(p, rng) == 0:
         pytest.skip("fast rounds this p to 0, for which no kernel runs")
     x, dy = torch.randn(2, 5000, device=device)
     check(activation, x, dy, p, rng=rng)
@@ -80,7 +83,7 @@ LAYOUTS = {
 }
 
 
-@activations
+@representatives
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     ("dtype", "rng"),
@@ -95,14 +98,14 @@ def test_layouts_of_the_input(activation, layout, dtype, rng, shape, device):
     check(activation, x, torch.randn_like(dense), 0.3, dense, rng)
 
 
-@activations
+@representatives
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_of_the_upstream_gradient(activation, layout, device):
     dy = LAYOUTS[layout](torch.randn(3, 8, 10, 12, device=device))
     check(activation, torch.randn(dy.shape, device=device), dy, 0.3)
 
 
-@activations
+@representatives
 @rngs
 @dtypes
 def test_special_values(activation, rng, dtype, device):
@@ -111,18 +114,18 @@ def test_special_values(activation, rng, dtype, device):
     special = [0.0, info.smallest_normal / 4, info.smallest_normal, 1e-3, 1.0, info.max, torch.inf]
     values = torch.tensor([*special, *(-v for v in special), torch.nan], dtype=dtype, device=device)
     x, dy = torch.cartesian_prod(values, values).repeat(16, 1).t().contiguous()
-    if activation.saved is Saved.ALIVE:
+    if activation.saves is Saves.ONE_BIT:
         # The documented exception: the one bit of a dropped positive element says "dead", whose
         # gradient is 0 where eager has inf * 0.
         dy[~torch.isfinite(dy)] = 1.0
     x[x.isnan()] = 1.0  # of which test_the_gradient_of_a_nan is
-    if activation.saved is Saved.INPUT and dtype is torch.float64:
+    if activation.saves is Saves.INPUT and dtype is torch.float64:
         # Eager scales first and overflows where the product needn't; the truth here is eager's.
         dy[dy.abs() == info.max] /= 4
     check(activation, x, dy, 0.5, rng=rng)
 
 
-@activations
+@representatives
 @dtypes
 def test_the_gradient_of_a_nan(activation, dtype, device):
     """Eager's of a single element: on a CPU its vectorised code may differ from that and from CUDA's."""
@@ -131,76 +134,11 @@ def test_the_gradient_of_a_nan(activation, dtype, device):
     assert y.isnan().all()
     (dx,) = torch.autograd.grad(y, x, torch.ones_like(x))
     one = x.detach()[0].requires_grad_()
-    (derivative,) = torch.autograd.grad(activation.eager(one, *parameters(activation)), one)
+    (derivative,) = torch.autograd.grad(activation.function(one, *values(activation)), one)
     assert torch.equal(dx, mask(x, 0.5).to(dtype) * 2 * derivative)
 
 
-def elu_inputs(dtype):
-    """Every value of a half-precision type; of the others, down to 1e-30 and over the whole range."""
-    if dtype.itemsize == 2:
-        return torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
-    near = -torch.logspace(-30, 1.9, 30_000, dtype=torch.float64)
-    return torch.cat([near, torch.randn(35_536, dtype=torch.float64) * 3]).to(dtype)
-
-
-def fma(a, b, c):
-    return (a.double() * b + c).float()
-
-
-def cuda_expm1(x):
-    """CUDA's expm1f for x <= 0, operation by operation as libdevice (`__nv_expm1f`) has it."""
-    j = torch.where(x.abs() < 0.41, 0.0, (x * 1.4426950216293335).round())
-    f = fma(-j, float.fromhex("0x1.7f7d1cp-20"), fma(-j, float.fromhex("0x1.62e400p-1"), x))
-    q = fma(f, float.fromhex("0x1.6bd7ccp-10"), float.fromhex("0x1.12accp-7"))
-    for coefficient in ("0x1.5557cp-5", "0x1.5553ecp-3", "0x1.fffffcp-2"):
-        q = fma(q, f, float.fromhex(coefficient))
-    rest, power = fma(q * f, f, f), j.exp2()
-    return torch.where(j < -25, -1.0, fma(rest, power, power - 1))
-
-
-def cuda_exp(x):
-    """CUDA's expf (`__nv_expf`), its hardware exp2 taken for exact; that one errs by up to 2 units."""
-    j = (x * 1.4426950216293335).round().clamp(min=-126)
-    f = fma(x, 1.925963033500609e-08, fma(x, float.fromhex("0x1.715476p+0"), -j))
-    return f.double().exp2().float() * j.exp2()
-
-
-def cuda_elu(x, alpha, p, keep, dy=None):
-    """Eager's ELU and dropout in float32 as its CUDA kernels compute them, or for `dy` their gradient."""
-    forward, backward = random.scales(p, double=False)
-    if dy is None:
-        return torch.where(x <= 0, cuda_expm1(x) * alpha, x) * keep * forward
-    dy = dy * keep * backward
-    return torch.where(x <= 0, dy * alpha * cuda_exp(x), dy)
-
-
-@rngs
-@pytest.mark.parametrize("dtype", DTYPES[:3], ids=lambda d: str(d)[6:])
-@pytest.mark.parametrize("p", [0.1, 0.5])
-@pytest.mark.parametrize("alpha", [1.0, 0.3])
-def test_elu_is_no_less_accurate_than_eager(rng, dtype, p, alpha, device, launch):
-    """The largest error against a float64 truth, both ways, is at most that of eager on a GPU."""
-    (elu,) = (a for a in ACTIVATIONS if a.saved is Saved.INPUT)
-    x = elu_inputs(dtype).to(device).requires_grad_()
-    p = random.used_probability(p, rng)
-    prepared = launch.prepare(elu, dtype, device, x.numel(), alpha, p, make_plan(x, rng))
-    y = ops.fused(x, prepared, random.Draw(SEED, OFFSET), False)
-    dy = torch.ones_like(x)
-    (dx,) = torch.autograd.grad(y, x, dy)
-    x = x.detach()
-    keep = mask(x, p, rng=rng)
-    for value, function, arguments in ((y, reference.forward, ()), (dx, reference.backward, (dy,))):
-        if dtype is torch.float32 and device == "cpu":
-            eager = cuda_elu(x, alpha, p, keep, *arguments)
-        else:
-            eager = function(elu, x, (alpha,), p, keep, *arguments)
-        truth = function(elu, x.double(), (alpha,), p, keep, *(a.double() for a in arguments))
-        ordinary = torch.isfinite(truth) & torch.isfinite(eager)
-        errors = [steps(v, truth)[ordinary].max() for v in (value, eager)]
-        assert errors[0] <= errors[1]
-
-
-@activations
+@representatives
 @rngs
 @dtypes
 @pytest.mark.parametrize("inplace", [False, True])
@@ -210,13 +148,11 @@ def test_bytes_kept_for_backward(activation, rng, dtype, inplace, device):
     x = torch.randn(n, device=device, dtype=dtype, requires_grad=True)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        plan = random.plan(rng, n, dtype.itemsize, 132, 2048)
-        prepared = prepare(activation, x, 0.5, rng, plan, inplace)
-        ops.fused(x * 1.0 if inplace else x, prepared, random.Draw(SEED, OFFSET), inplace)
-    bits = {Saved.ALIVE: n // 8, Saved.FLAG: n // 4, Saved.INPUT: n // 8}[activation.saved]
+        plan = make_plan(x, rng, (132, 2048))
+        configuration = configured(activation, x, 0.5, rng, plan, inplace)
+        autograd.fused(x * 1.0 if inplace else x, configuration, PhiloxState(SEED, OFFSET), inplace)
     # In place it is the output that ELU keeps, which the next layer keeps anyway.
-    bits += n * dtype.itemsize if activation.saved is Saved.INPUT else 0
-    assert sum(t.numel() * t.element_size() for t in kept) == bits
+    assert sum(t.numel() * t.element_size() for t in kept) == n * bytes_kept(activation, dtype.itemsize)
 
 
 def test_bytes_that_a_net_of_three_layers_keeps(device):
@@ -245,41 +181,42 @@ def test_bytes_that_a_net_of_three_layers_keeps(device):
             2 * n
         )
 
-    for activation, inplace in itertools.product(ACTIVATIONS, (False, True)):
-        bits = {Saved.ALIVE: 1 / 8, Saved.FLAG: 1 / 4, Saved.INPUT: 1 / 8 + 2}[activation.saved]
-        if inplace and activation.from_output:
-            bits -= 2  # the next layer's input is all that there is
+    for activation, inplace in itertools.product(ENGINE, (False, True)):
+        # From the output, the next layer's input is all that there is.
+        kept = bytes_kept(activation, 2, inplace and activation.from_output is not None)
 
         def fused_layer(x, activation=activation, inplace=inplace):
-            plan = random.plan("eager", x.numel(), x.element_size(), 132, 2048)
-            prepared = prepare(activation, x, 0.5, plan=plan, inplace=inplace)
-            return ops.fused(x, prepared, random.Draw(SEED, OFFSET), inplace)
+            plan = make_plan(x, processors=(132, 2048))
+            configuration = configured(activation, x, 0.5, plan=plan, inplace=inplace)
+            return autograd.fused(x, configuration, PhiloxState(SEED, OFFSET), inplace)
 
         def eager_layer(x, activation=activation):
-            return torch.nn.functional.dropout(activation.eager(x, *parameters(activation)), 0.5)
+            return torch.nn.functional.dropout(activation.function(x, *values(activation)), 0.5)
 
-        assert held(fused_layer) == 2 + bits
+        assert held(fused_layer) == 2 + kept
         # The output, the activation's, and the mask: on a GPU a byte, on a CPU a number of the dtype.
-        assert held(eager_layer) == 2 + 2 + (1 if device == "cuda" else 2)
+        own = 0 if activation.saves is Saves.MASK else 2
+        assert held(eager_layer) == 2 + own + (1 if device == "cuda" else 2)
 
 
-@activations
+@representatives
 @rngs
 @pytest.mark.parametrize("n", SIZES)
-def test_packed_bits(activation, rng, n, device, launch):
+def test_packed_bits(activation, rng, n, device):
     x = torch.randn(n, device=device)
-    prepared = prepare(activation, x, 0.3, rng)
-    bits = launch.forward(prepared, x, torch.empty_like(x), random.Draw(SEED, OFFSET))
+    configuration = configured(activation, x, 0.3, rng)
+    bits = launch.forward(configuration, x, torch.empty_like(x), PhiloxState(SEED, OFFSET)).bits
     keep = mask(x, 0.3, rng=rng)
     expected = {
-        Saved.ALIVE: [keep & (x > 0)],
-        Saved.FLAG: [keep, x > 0],
-        Saved.INPUT: [keep],
-    }[activation.saved]
-    assert torch.equal(launch.unpack(bits, n, prepared.plan), torch.stack(expected))
+        Saves.ONE_BIT: [keep & (x > 0)],
+        Saves.TWO_BITS: [keep, x > 0],
+        Saves.INPUT: [keep],
+        Saves.MASK: [keep],
+    }[activation.saves]
+    assert torch.equal(shapes.unpack(bits, n, configuration.plan), torch.stack(expected))
 
 
-@activations
+@representatives
 def test_in_place(activation, device):
     """The result stands in the input's buffer, whatever its strides, and backward is right."""
     for layout, shape in itertools.product(
@@ -308,14 +245,14 @@ def test_in_place_the_gradient_is_that_of_eager_in_place(rng, dtype, p, layout, 
     special = torch.tensor([*special, *(-v for v in special)], dtype=dtype, device=device)
     values = torch.cat([torch.randn(1986, device=device).mul_(3).to(dtype), special])
     dy = torch.randn(len(values), device=device).to(dtype)
-    for elu in (a for a in ACTIVATIONS if a.from_output):
+    for elu in (a for a in ENGINE if a.from_output):
         leaf = values.clone().requires_grad_()
         x = leaf * 1.0 if layout == "contiguous" else torch.stack([leaf, leaf], 1)[:, 0]
         (dx,) = torch.autograd.grad(fused(elu, x, p, inplace=True, rng=rng), leaf, dy)
-        used = random.used_probability(p, rng)
+        used = plans.used_probability(p, rng)
         keep = mask(leaf, p, rng=rng)
-        alpha = parameters(elu)
-        eager = elu.eager(leaf * 1.0, *alpha, inplace=True) * keep * (1 / (1 - used))
+        alpha = values(elu)
+        eager = elu.function(leaf * 1.0, *alpha, inplace=True) * keep * (1 / (1 - used))
         (expected,) = torch.autograd.grad(eager.to(dtype), leaf, dy)
         assert torch.equal(dx.isnan(), expected.isnan())
         unit = info.eps * dy.double().abs() / (1 - used)
@@ -325,16 +262,16 @@ def test_in_place_the_gradient_is_that_of_eager_in_place(rng, dtype, p, layout, 
 
 def test_in_place_with_a_negative_alpha_keeps_the_input(device, monkeypatch):
     """Its outputs above 0 don't tell inputs above 0 from those below, so eager refuses; we keep a copy."""
-    monkeypatch.setattr(random, "processors", lambda device: PROCESSORS)
-    for elu, alpha in itertools.product((a for a in ACTIVATIONS if a.from_output), (-1.0, 1e38, 0.0, 1.0)):
-        prepared = ops._prepared.__wrapped__(
-            elu, torch.float16, torch.device(device), 64, alpha, 0.5, "fast", True
+    monkeypatch.setattr(plans, "processors", lambda device: PROCESSORS)
+    for alpha in (-1.0, 1e38, 0.0, 1.0):
+        configuration = dispatch.configured.__wrapped__(
+            rows.ELU, torch.float16, torch.device(device), 64, (alpha,), 0.5, "fast", from_output=True
         )
-        assert prepared.saves_output == (alpha in (0.0, 1.0))
-        assert prepared.saves_input == (not prepared.saves_output)
+        assert configuration.saves_output == (alpha in (0.0, 1.0))
+        assert configuration.saves_input == (not configuration.saves_output)
 
 
-@activations
+@representatives
 def test_in_place_on_a_leaf_is_autograds_own_error(activation, device):
     x = torch.randn(100, device=device, requires_grad=True)
     before = x.detach().clone()
@@ -346,10 +283,10 @@ def test_in_place_on_a_leaf_is_autograds_own_error(activation, device):
 def test_in_place_after_an_operation_that_saved_its_result_is_autograds_own_error(device):
     y = torch.randn(100, device=device, requires_grad=True).exp()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        fused(ACTIVATIONS[0], y, 0.3, inplace=True).sum().backward()
+        fused(rows.RELU, y, 0.3, inplace=True).sum().backward()
 
 
-@activations
+@representatives
 def test_calls_and_iterations_draw_their_own_numbers(activation, device):
     """No block, iteration or call repeats another's mask."""
     x = torch.ones(40_000, device=device)
@@ -358,9 +295,9 @@ def test_calls_and_iterations_draw_their_own_numbers(activation, device):
     assert len({tuple(piece.tolist()) for piece in pieces}) == len(pieces)
 
 
-@activations
+@representatives
 @pytest.mark.parametrize(("rng", "vec"), [("eager", 8), ("eager", 1), ("fast", 8), ("fast", 1)])
-def test_positions_past_2_to_the_31(activation, rng, vec, launch, monkeypatch):
+def test_positions_past_2_to_the_31(activation, rng, vec, device, monkeypatch):
     """One program far out in a tensor of 2**32 + elements, most of whose memory is never touched."""
     if torch.cuda.is_available():
         pytest.skip("picks one program of a grid, which only the interpreter can; test_cuda.py runs all")
@@ -370,7 +307,7 @@ def test_positions_past_2_to_the_31(activation, rng, vec, launch, monkeypatch):
     far = 2**32
     n = far + 2**15 + (1 if vec == 1 else 0)
     x = torch.empty(n, dtype=torch.float16)
-    plan = random.plan(rng, n, x.element_size(), *PROCESSORS)
+    plan = make_plan(x, rng)
     assert plan.vec == vec
     # The grid's axis that counts far out, and the elements of one step along it.
     axis, span = (1, 256 * plan.blocks * plan.lanes) if rng == "eager" else (0, 4096)
@@ -384,42 +321,42 @@ def test_positions_past_2_to_the_31(activation, rng, vec, launch, monkeypatch):
     }
     for name, function in shifted.items():
         monkeypatch.setattr(interpreter.interpreter_builder, name, function)
-    programs = launch.grid(n, plan)[0] if rng == "eager" else 1
+    programs = shapes.grid(n, plan)[0] if rng == "eager" else 1
     # Only that step's elements are written: words far out, results near the end.
     y = torch.empty_like(x)
     here = slice(step * span, step * span + 4096)
     x[here] = torch.randn(4096).half()
     y[here] = torch.nan
-    prepared = prepare(activation, x, 0.3, rng, plan)._replace(grid=(programs, 1, 1))
-    bits = launch.forward(prepared, x, y, random.Draw(SEED, OFFSET))
+    configuration = configured(activation, x, 0.3, rng, plan)._replace(grid=(programs, 1, 1))
+    bits = launch.forward(configuration, x, y, PhiloxState(SEED, OFFSET)).bits
 
     e = torch.arange(here.start, here.stop)
-    p = prepared.p
+    p = configuration.p
     if rng == "eager":
-        words = reference.eager_words(e, plan, SEED, OFFSET)
+        words = oracle.eager_words(e, plan, SEED, OFFSET)
     else:
-        words = reference.fast_numbers(e, SEED, OFFSET) << 16
-    keep = words < random.keep_threshold(p, False, rng)
-    expected = reference.forward(activation, x[here], parameters(activation), p, keep)
+        words = oracle.fast_numbers(e, SEED, OFFSET) << 16
+    keep = words < plans.keep_threshold(p, False, rng)
+    expected = composition.forward(activation, x[here], values(activation), p, keep)
     torch.testing.assert_close(y[here], expected, rtol=0, atol=2e-3)
 
     dx = torch.empty_like(x)
     dx[here] = torch.nan
-    launch.backward(prepared, x, x, bits, dx)
-    expected = reference.backward(activation, x[here], parameters(activation), p, keep, x[here])
+    launch.backward(configuration, x, x, bits, dx)
+    expected = composition.backward(activation, x[here], values(activation), p, keep, x[here])
     torch.testing.assert_close(dx[here], expected, rtol=0, atol=4e-3)
 
 
 @pytest.mark.parametrize("n", [40_000, 20_001])
-def test_iterations_over_two_axes_of_the_grid(n, device, launch, monkeypatch):
+def test_iterations_over_two_axes_of_the_grid(n, device, monkeypatch):
     """As where more iterations are needed than one axis of a grid allows."""
-    monkeypatch.setattr(launch, "_AXIS", 2)
+    monkeypatch.setattr(shapes, "_AXIS", 2)
     x, dy = torch.randn(2, n, device=device)
-    assert launch.grid(n, make_plan(x))[2] > 1
-    check(ACTIVATIONS[1], x, dy, 0.3)
+    assert shapes.grid(n, make_plan(x))[2] > 1
+    check(rows.LEAKY_RELU, x, dy, 0.3)
 
 
-@activations
+@representatives
 @pytest.mark.parametrize("inplace", [False, True])
 def test_gradcheck(activation, inplace, device):
     x = torch.randn(60, device=device, dtype=torch.float64)
@@ -433,12 +370,12 @@ def test_gradcheck(activation, inplace, device):
     assert torch.autograd.gradgradcheck(function, x, fast_mode=True)
 
 
-@activations
+@representatives
 def test_double_backward_equals_eager(activation, device):
     x = torch.randn(500, device=device, dtype=torch.float64, requires_grad=True)
     dy = torch.randn(500, device=device, dtype=torch.float64, requires_grad=True)
     keep = mask(x.detach(), 0.3)
-    composed = activation.eager(x, *parameters(activation)) * keep / (1 - 0.3)
+    composed = activation.function(x, *values(activation)) * keep / (1 - 0.3)
     results = []
     for y in (fused(activation, x, 0.3), composed):
         (dx,) = torch.autograd.grad(y, x, dy, create_graph=True)
@@ -446,7 +383,7 @@ def test_double_backward_equals_eager(activation, device):
     torch.testing.assert_close(*results)
 
 
-@activations
+@representatives
 @rngs
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_batched_gradients(activation, rng, create_graph, device):
@@ -467,16 +404,16 @@ def test_batched_gradients(activation, rng, create_graph, device):
         torch.testing.assert_close(result, expected)
 
 
-@activations
+@representatives
 def test_a_second_derivative_that_is_0(activation, device):
     """As in eager mode, where the upstream gradient is a constant: no error, and ELU's alone isn't 0."""
     x = torch.randn(300, device=device, requires_grad=True)
     (dx,) = torch.autograd.grad(fused(activation, x, 0.3).sum(), x, create_graph=True)
     dx.sum().backward()
-    assert (x.grad is not None and bool(x.grad.any())) == (activation.saved is Saved.INPUT)
+    assert (x.grad is not None and bool(x.grad.any())) == (activation.saves is Saves.INPUT)
 
 
-@activations
+@representatives
 @rngs
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=["float16", "float32"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
@@ -489,7 +426,7 @@ def test_a_gradient_with_a_graph_is_the_gradient(activation, rng, dtype, layout,
         y = fused(activation, x * 1.0 if inplace else x, p, inplace, rng=rng)
         (expected,) = torch.autograd.grad(y, x, dy, retain_graph=True)
         (composed,) = torch.autograd.grad(y, x, dy.requires_grad_(), create_graph=True)
-        if activation.saved is Saved.INPUT:  # exp is PyTorch's there; in place, rounded values are subtracted
+        if activation.saves is Saves.INPUT:  # exp is PyTorch's there; in place, rounded values are subtracted
             rtol, scale = 2e-3 if dtype is torch.float16 else 1e-6, 100 / (1 - p)
             atol = scale * torch.finfo(dtype).eps if inplace else 0
             torch.testing.assert_close(composed, expected, rtol=rtol, atol=atol)
@@ -497,21 +434,19 @@ def test_a_gradient_with_a_graph_is_the_gradient(activation, rng, dtype, layout,
             torch.testing.assert_close(composed, expected, rtol=0, atol=0)
 
 
-@activations
+@representatives
 def test_no_grad_and_no_input_gradient(activation, device):
     x = torch.randn(1000, device=device)
     keep = mask(x, 0.3)
-    expected = reference.forward(activation, x, parameters(activation), 0.3, keep)
+    expected = composition.forward(activation, x, values(activation), 0.3, keep)
     for y in (fused(activation, x, 0.3), torch.no_grad()(fused)(activation, x.requires_grad_(), 0.3)):
         assert not y.requires_grad
         torch.testing.assert_close(y, expected)
 
 
-def test_a_parameter_beyond_float32_is_not_prepared(device, launch):
+def test_a_parameter_beyond_float32_is_not_configured(device):
     """Eager PyTorch decides about it: its composition runs."""
     x = torch.randn(10, device=device)
-    for parameter, p in ((1e300, 0.3), (3e38, 0.9)):
-        assert launch.prepare(ACTIVATIONS[-1], torch.float32, device, 10, parameter, p, make_plan(x)) is None
-        assert (
-            launch.prepare(ACTIVATIONS[-1], torch.float64, device, 10, parameter, p, make_plan(x)) is not None
-        )
+    for dtype, possible in ((torch.float32, False), (torch.float64, True)):
+        made = shapes.configure(rows.ELU, dtype, 10, (1e300,), 0.3, make_plan(x))
+        assert (made is not None) == possible

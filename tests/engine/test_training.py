@@ -29,7 +29,7 @@ def path(request, monkeypatch) -> str:
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
         monkeypatch.setattr(random, "processors", lambda device: PROCESSORS)
         monkeypatch.setattr(
-            random, "draw", lambda x, plan: random.Draw(int(torch.randint(2**62, ())), OFFSET)
+            random, "draw", lambda x, plan: PhiloxState(int(torch.randint(2**62, ())), OFFSET)
         )
         assert ops._runs_kernels(torch.ones(1))
     return "cpu"
@@ -243,7 +243,7 @@ def test_vmap_draws_as_its_randomness_says(activation, path):
     module = fused_module(activation)
     x = (torch.rand(1000, device=path) + 0.1).expand(4, 1000)
     different = torch.func.vmap(module, randomness="different")(x)
-    assert disagreement(different != 0, different == 2 * activation.eager(x)) == 0
+    assert disagreement(different != 0, different == 2 * activation.function(x)) == 0
     assert all(disagreement(different[i], different[j]) > 0.3 for i in range(4) for j in range(i))
     same = torch.func.vmap(module, randomness="same")(x)
     assert torch.equal(same, same[:1].expand(4, 1000))
@@ -251,7 +251,7 @@ def test_vmap_draws_as_its_randomness_says(activation, path):
     with pytest.raises(RuntimeError, match=r"vmap: called random operation while in randomness error mode"):
         torch.func.vmap(module)(x)
     # Where nothing is random, vmap has nothing to ask.
-    assert torch.equal(torch.func.vmap(module.eval())(x), activation.eager(x))
+    assert torch.equal(torch.func.vmap(module.eval())(x), activation.function(x))
 
 
 @activations
@@ -267,5 +267,5 @@ def test_gradients_per_sample(activation, randomness, path):
     x = torch.ones(6, 500, device=path)
     values, gradients = torch.func.vmap(value_and_gradient, randomness=randomness)(x)
     kept = gradients != 0
-    torch.testing.assert_close(values, 2 * activation.eager(x[:, 0]) * kept.sum(1))
+    torch.testing.assert_close(values, 2 * activation.function(x[:, 0]) * kept.sum(1))
     assert (disagreement(kept[0], kept[1]) > 0.3) == (randomness == "different")

@@ -28,7 +28,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
 from fusedact import ops, random, reference
-from fusedact.activations import Saved
+from fusedact.activations import Saves
 
 dynamics = pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 
@@ -71,7 +71,7 @@ def test_what_drops_nothing_is_eagers(activation, dynamic, p, training, path):
     compiled = torch.compile(module, fullgraph=True, dynamic=dynamic)
     x = torch.randn(7, 40, device=path)
     result, expected = train(compiled, x), train(eager, x)
-    if activation.saved is Saved.INPUT:  # the compiler has an exp of its own
+    if activation.saves is Saves.INPUT:  # the compiler has an exp of its own
         torch.testing.assert_close(result, expected)
         expected = train(torch.compile(eager, fullgraph=True, dynamic=dynamic), x)
     assert all(map(torch.equal, result, expected))
@@ -191,7 +191,7 @@ def test_opcheck(activation, rng, watched, device):
         inputs = arguments(activation, view.detach().requires_grad_(), rng, watched)
         torch.library.opcheck(torch.ops.fusedact.activation_dropout, inputs)
         y, bits, _ = torch.ops.fusedact.activation_dropout(*inputs)
-        saved = view if activation.saved is Saved.INPUT else None
+        saved = view if activation.saves is Saves.INPUT else None
         inputs = (torch.randn(view.shape, device=device), saved, bits, y.stride(), *inputs[3:-1])
         torch.library.opcheck(torch.ops.fusedact.activation_dropout_backward, inputs)
 
@@ -204,28 +204,28 @@ def test_operators_are_exact(activation, rng, dtype, device):
     for shape in ((9, 8, 120), (7, 11, 13), (1, 1, 2), (6, 101, 7)):
         x = torch.randn(shape, device=device).to(dtype).transpose(0, 2).requires_grad_()
         dy = torch.randn(x.shape, device=device).to(dtype)
-        n, plan = x.numel(), random.graph_plan(rng, x.numel(), dtype.itemsize)
+        n, plan = x.numel(), plan.graph_plan(rng, x.numel(), dtype.itemsize)
         if rng == "fast":
-            keep = reference.fast_mask(n, 0.3, SEED, OFFSET)
+            keep = masks.fast_mask(n, 0.3, SEED, OFFSET)
         else:
-            words = reference.eager_words(torch.arange(n), plan, SEED, OFFSET)
-            keep = words < random.keep_threshold(0.3, dtype is torch.float64)
+            words = oracle.eager_words(torch.arange(n), plan, SEED, OFFSET)
+            keep = words < plan.keep_threshold(0.3, dtype is torch.float64)
         keep = torch.as_strided(keep, x.shape, x.stride()).to(device)
         y, *_ = torch.ops.fusedact.activation_dropout(*arguments(activation, x, rng))
         (dx,) = torch.autograd.grad(y, x, dy)
         assert y.stride() == dx.stride() == x.stride()
-        p, x = random.used_probability(0.3, rng), x.detach()
+        p, x = plan.used_probability(0.3, rng), x.detach()
         for value, function, wide in (
             (
                 y,
-                lambda x, dy, p=p, keep=keep, rng=rng: reference.forward(
+                lambda x, dy, p=p, keep=keep, rng=rng: composition.forward(
                     activation, x, parameters(activation), p, keep, rng
                 ),
                 "eager",
             ),
             (
                 dx,
-                lambda x, dy, p=p, keep=keep, rng=rng: reference.backward(
+                lambda x, dy, p=p, keep=keep, rng=rng: composition.backward(
                     activation, x, parameters(activation), p, keep, dy, rng
                 ),
                 "eager",
@@ -241,7 +241,7 @@ def test_one_formula_for_the_tiles(rng, dtype, launch):
     """The operator's bits hold all that the kernel writes, and little more; its int32 don't overflow."""
     for base in (0, 4096, 2**20, 2**30, 2**31, 2**33, 2**36):
         for n in range(max(base - 9, 1), base + 9):
-            plan = random.graph_plan(rng, n, dtype.itemsize)
+            plan = plan.graph_plan(rng, n, dtype.itemsize)
             assert 256 * plan.blocks * plan.lanes <= 2**30 + 256 * plan.lanes
             programs, iterations, rounds = launch.grid(n, plan)
             x = torch.empty(n, dtype=dtype, device="meta")
@@ -313,7 +313,7 @@ def capturing(device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "default_generators", [generator])
     monkeypatch.setattr(torch.cuda, "device_of", contextlib.nullcontext)
     monkeypatch.setattr(random, "processors", lambda device: PROCESSORS)
-    monkeypatch.setattr(ops.kernels(), "loaded", lambda prepared, x: True)
+    monkeypatch.setattr(ops.kernels(), "loaded", lambda configuration, x: True)
     return generator
 
 
@@ -323,14 +323,14 @@ def capturing(device, monkeypatch):
 def test_numbers_from_the_device_are_those_from_the_host(activation, rng, seed, device, launch):
     for offset, within in ((0, 0), (OFFSET - 12, 12), (2**64 - 8, 4)):
         x = torch.randn(5000, device=device)
-        prepared = prepare(activation, x, 0.3, rng)
+        configuration = prepare(activation, x, 0.3, rng)
         generator = Generator(device)
         generator.replay(seed, offset if offset < 2**63 else offset - 2**64)
-        draws = random.Draw(seed, offset + within), random.Draw(0, within, (generator.seed, generator.offset))
+        draws = PhiloxState(seed, offset + within), PhiloxState(0, within, (generator.seed, generator.offset))
         results = []
         for draw in draws:
             y = torch.empty_like(x)
-            results.append((launch.forward(prepared, x, y, draw), y))
+            results.append((launch.forward(configuration, x, y, draw), y))
         assert all(map(torch.equal, *results))
 
 
@@ -343,12 +343,12 @@ def test_a_captured_call_reads_what_each_replay_writes(activation, capturing, mo
     x = torch.rand(5000) + 0.1
     module = fused_module(activation, 0.3)
     module(x), module(x)
-    plan = random.eager_plan(5000, 4, *PROCESSORS)
+    plan = plan.eager_plan(5000, 4, *PROCESSORS)
     for seed, offset in ((SEED, OFFSET), (SEED, OFFSET + 2 * plan.increment), (3, 0)):
         capturing.replay(seed, offset)
         for call, arguments in enumerate(launches):
             forward(*arguments)
-            keep = reference.eager_mask(5000, 0.3, x.dtype, seed, offset + call * plan.increment, *PROCESSORS)
+            keep = masks.eager_mask(5000, 0.3, x.dtype, seed, offset + call * plan.increment, *PROCESSORS)
             assert torch.equal(arguments[2] != 0, keep)
     assert len(launches) == 2
 
@@ -373,7 +373,7 @@ def test_a_captured_call_before_torch_2_14_draws_its_seed(activation, capturing,
 
 def test_a_captured_call_whose_kernels_are_not_loaded_is_the_composition(capturing, monkeypatch):
     """Nothing can be loaded while a graph is captured."""
-    monkeypatch.setattr(ops.kernels(), "loaded", lambda prepared, x: False)
+    monkeypatch.setattr(ops.kernels(), "loaded", lambda configuration, x: False)
     monkeypatch.setattr(ops.kernels(), "forward", None)
     x = torch.randn(1000)
     results = [train(make(ACTIVATIONS[0]), x) for make in (fused_module, eager_modules)]

@@ -23,7 +23,7 @@ from fusedact import random, reference
     ],
 )
 def test_philox_known_answers(counter, key, words):
-    result = reference.philox4x32(tuple(torch.tensor([c]) for c in counter), key[0] | key[1] << 32)
+    result = oracle.philox4x32(tuple(torch.tensor([c]) for c in counter), key[0] | key[1] << 32)
     assert [int(word) for word in result] == list(words)
 
 
@@ -43,7 +43,7 @@ def emulate(n, p, dtype, seed, offset, multiprocessors, threads_per_multiprocess
 
     def uniform4(call, idx):
         counter = [torch.tensor([v]) for v in (call & 0xFFFFFFFF, call >> 32 & 0xFFFFFFFF, idx, 0)]
-        words = [int(w) for w in reference.philox4x32(tuple(counter), seed)]
+        words = [int(w) for w in oracle.philox4x32(tuple(counter), seed)]
         inverse = numpy.float32(2.0**-32)
         return [numpy.float32(w) * inverse + inverse / numpy.float32(2) for w in words]
 
@@ -89,14 +89,14 @@ def test_mask_equals_eagers_loop(n, dtype, alignment):
     processors = (1, 256)
     offset = 4 * (2**32 - 1)
     keep, increment = emulate(n, 0.3, dtype, SEED, offset, *processors, alignment)
-    assert torch.equal(reference.eager_mask(n, 0.3, dtype, SEED, offset, *processors, alignment), keep)
-    assert random.eager_plan(n, dtype.itemsize, *processors, alignment).increment == increment
+    assert torch.equal(masks.eager_mask(n, 0.3, dtype, SEED, offset, *processors, alignment), keep)
+    assert plan.eager_plan(n, dtype.itemsize, *processors, alignment).increment == increment
 
 
 @pytest.mark.parametrize("p", [0.001, 0.1, 0.3, 0.5, 0.9, 0.99, 1e-10, 1 - 1e-10, 1 / 3])
 @pytest.mark.parametrize("double", [False, True])
 def test_threshold_is_where_eagers_comparison_turns(p, double):
-    threshold = random.keep_threshold(p, double)
+    threshold = plan.keep_threshold(p, double)
     near = numpy.arange(max(0, threshold - 300), min(2**32, threshold + 300), dtype=numpy.uint32)
     uniform = near.astype(numpy.float32) * numpy.float32(2.0**-32) + numpy.float32(2.0**-33)
     bound = numpy.float64(1 - p) if double else numpy.float32(1 - p)
@@ -106,19 +106,19 @@ def test_threshold_is_where_eagers_comparison_turns(p, double):
 
 def test_scales():
     for p in (0.1, 0.3, 0.9, 0.99):
-        forward, backward = random.scales(p, double=False)
+        forward, backward = plan.scales(p, double=False)
         assert forward == numpy.float32(1.0 / numpy.float64(numpy.float32(1 - p)))
         assert backward == numpy.float32(1 / (1 - p))
-        assert random.scales(p, double=True) == (1 / (1 - p),) * 2
+        assert plan.scales(p, double=True) == (1 / (1 - p),) * 2
 
 
 def test_plan():
     # 64 x 128 in bfloat16 on a GPU with 132 multiprocessors of 2048 threads
-    assert random.eager_plan(8192, 2, 132, 2048) == ("eager", 8, 8, 32, 4)
+    assert plan.eager_plan(8192, 2, 132, 2048) == ("eager", 8, 8, 32, 4)
     # past one iteration of the grid: 2**26 elements, 132 * 8 blocks
-    assert random.eager_plan(2**26, 4, 132, 2048) == ("eager", 4, 4, 1056, 4 * (-(-(2**26) // (1056 * 1024))))
-    assert random.eager_plan(6, 8, *PROCESSORS).vec == 2
-    assert random.eager_plan(2**33 + 1, 2, 132, 2048).vec == 1
+    assert plan.eager_plan(2**26, 4, 132, 2048) == ("eager", 4, 4, 1056, 4 * (-(-(2**26) // (1056 * 1024))))
+    assert plan.eager_plan(6, 8, *PROCESSORS).vec == 2
+    assert plan.eager_plan(2**33 + 1, 2, 132, 2048).vec == 1
 
 
 @pytest.mark.parametrize(
@@ -134,9 +134,9 @@ def test_plan():
 def test_masks_that_nobody_draws(arguments, match):
     call = {"n": 100, "p": 0.5, "seed": 0, "offset": 0, **arguments}
     with pytest.raises(ValueError, match=match):
-        reference.eager_mask(
+        masks.eager_mask(
             dtype=torch.float32, multiprocessors=132, threads_per_multiprocessor=2048, **call
         )
     if "alignment" not in arguments:
         with pytest.raises(ValueError, match=match):
-            reference.fast_mask(**call)
+            masks.fast_mask(**call)

@@ -13,14 +13,14 @@ from fusedact.kernels import launch
 
 def calls(activation, dtype, n, rng):
     x = torch.empty(n, dtype=dtype)
-    prepared = launch.prepare(
-        activation, dtype, "cpu", n, 0.3, 1 / (2 + n % 2), random.plan(rng, n, dtype.itemsize, 132, 2048)
+    configuration = launch.prepare(
+        activation, dtype, "cpu", n, 0.3, 1 / (2 + n % 2), device_plan(rng, n, dtype.itemsize, 132, 2048)
     )
     number = torch.zeros(1, dtype=torch.int64)
-    for draw in (random.Draw(n % 7, 4 * n), random.Draw(0, 8, (number, number))):
-        bits = launch.forward(prepared, x, x, draw)
-    launch.backward(prepared, x, x if activation.saved.name == "INPUT" else None, bits, x)
-    return prepared, x
+    for draw in (PhiloxState(n % 7, 4 * n), PhiloxState(0, 8, (number, number))):
+        bits = launch.forward(configuration, x, x, draw)
+    launch.backward(configuration, x, x if activation.saves.name == "INPUT" else None, bits, x)
+    return configuration, x
 """
 
 COUNT = """
@@ -34,7 +34,7 @@ class Compiling:
 launch.forward_kernel = Compiling(launch.forward_kernel)
 launch.backward_kernel = Compiling(launch.backward_kernel)
 for activation in ACTIVATIONS:
-    for rng in random.RNGS:
+    for rng in plan.RNGS:
         for dtype in (torch.bfloat16, torch.float32):
             before = len(compiled)
             for n in range(5000, 105_000, 1001):  # multiples of 1, 2, 4 and 8
@@ -76,16 +76,16 @@ for activation in ACTIVATIONS:
 # What a graph launches is there after the first call that it doesn't need.
 launch._kernel.cache_clear()
 x = torch.empty(4096)
-plan = random.plan("eager", 4096, 4, 132, 2048)
-prepared = launch.prepare(ACTIVATIONS[0], x.dtype, "cpu", 4096, 0.0, 0.5, plan)
-bits = launch.forward(prepared, x, x, random.Draw(1, 0))
-assert not launch.loaded(prepared, x)
-launch.backward(prepared, x, None, bits, x)
-assert launch.loaded(prepared, x)
-assert not launch.loaded(prepared, torch.empty(4097)[1:])
+plan = device_plan("eager", 4096, 4, 132, 2048)
+configuration = launch.prepare(ACTIVATIONS[0], x.dtype, "cpu", 4096, 0.0, 0.5, plan)
+bits = launch.forward(configuration, x, x, PhiloxState(1, 0))
+assert not launch.loaded(configuration, x)
+launch.backward(configuration, x, None, bits, x)
+assert launch.loaded(configuration, x)
+assert not launch.loaded(configuration, torch.empty(4097)[1:])
 loads = launches.copy()
-launch.forward(prepared, x, x, random.Draw(0, 0, (bits, bits)))
-assert launches[len(loads)][1][5] is prepared.captured._compiled[-1][2]
+launch.forward(configuration, x, x, PhiloxState(0, 0, (bits, bits)))
+assert launches[len(loads)][1][5] is configuration.captured._compiled[-1][2]
 """
 
 

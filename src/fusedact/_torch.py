@@ -1,0 +1,53 @@
+"""Every private name of PyTorch's that the package uses, so that a new release is checked in one place.
+
+Where a build of PyTorch lacks a name, it stands here for None.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+# None on a build without CUDA.
+current_device: Callable[[], int] | None = getattr(torch._C, "_cuda_getDevice", None)
+current_stream: Callable[[int], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+
+tracing_state: Callable[[], Any] = torch._C._get_tracing_state
+in_transforms: Callable[[], bool] = torch._C._are_functorch_transforms_active
+is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
+is_zero: Callable[[Tensor], bool] = Tensor._is_zerotensor
+
+
+def in_forward_mode() -> bool:
+    """Whether a level of forward-mode differentiation is open."""
+    return torch.autograd.forward_ad._current_level >= 0
+
+
+def in_backward() -> bool:
+    """Whether autograd's engine is running this thread."""
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def hidden_from_modes() -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which no torch dispatch mode sees an operation."""
+    return _disable_current_modes() if torch._C._len_torch_dispatch_stack() else contextlib.nullcontext()
+
+
+def quick_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """Return `function.apply` without its support of functorch, which takes a microsecond."""
+    apply: Callable[..., Any] = super(torch.autograd.Function, function).apply
+    return apply
+
+
+_empty_on_gpu: Any = getattr(torch._C._dynamo.guards, "_empty_strided_cuda", None)
+
+
+def empty_int32(shape: tuple[int, ...], stride: tuple[int, ...], like: Tensor) -> Tensor:
+    """Return an int32 tensor on `like`'s device, which is the current one; as Inductor's own code does."""
+    if like.is_cuda and _empty_on_gpu is not None:
+        result: Tensor = _empty_on_gpu(shape, stride, torch.int32)
+        return result
+    return torch.empty_strided(shape, stride, dtype=torch.int32, device=like.device)

@@ -1,0 +1,162 @@
+"""The fused kernels as a differentiable call, on tensors of any layout."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _torch
+from .activations import Saves
+from .kernels import launch
+from .kernels.configuration import LaunchConfiguration, unpack
+from .masks.generator import PhiloxState
+from .masks.plan import scales
+from .watcher import Counter
+
+# Looked up once: they are asked at every call.
+_empty_like = torch.empty_like
+_grad_enabled = torch.is_grad_enabled
+
+
+class _Call(NamedTuple):
+    """One call.
+
+    Attributes:
+        configuration: what it launches.
+        state: its random numbers.
+        inplace: it writes into its input.
+        stride: the input's; None if it is contiguous.
+        counters: who counts from its signs.
+    """
+
+    configuration: LaunchConfiguration
+    state: PhiloxState
+    inplace: bool
+    stride: Sequence[int] | None
+    counters: tuple[Counter, ...]
+
+
+def fused(
+    input: Tensor,
+    configuration: LaunchConfiguration,
+    state: PhiloxState,
+    inplace: bool,
+    counters: tuple[Counter, ...] = (),
+) -> Tensor:
+    """Run the kernels configured for `input`, with the numbers that were reserved; differentiable."""
+    contiguous = input.is_contiguous() and not input.is_neg()
+    if contiguous and not inplace:  # as nearly always, and without what the others need to know
+        return _apply(input, tuple.__new__(_Call, (configuration, state, False, None, counters)))
+    dense = contiguous or is_dense(input)
+    ordered = contiguous or configuration.plan.in_memory_order
+    if inplace and (
+        not dense
+        or not ordered
+        or configuration.saves_input
+        or (input.is_leaf and input.requires_grad and torch.is_grad_enabled())
+    ):
+        # The kernel can't write where it stands, backward reads it, or autograd is about to refuse.
+        return input.copy_(fused(input.clone(), configuration, state, False, counters))
+    # A copy's layout is the one that eager's activation would have given its output.
+    x = input if dense else input.clone(memory_format=torch.preserve_format)
+    numbered = x if ordered else x.contiguous()
+    output: Tensor = _apply(numbered, _Call(configuration, state, inplace, numbered.stride(), counters))
+    return output if ordered else torch.empty_like(x).copy_(output)
+
+
+def is_dense(input: Tensor) -> bool:
+    """Whether the tensor's elements fill memory, each once, with the values that are read there."""
+    return torch.ops.aten.is_non_overlapping_and_dense.default(input) and not input.is_neg()
+
+
+def ordered_as(input: Tensor, stride: Sequence[int] | None) -> Tensor:
+    """Return `input` with that stride (None: contiguous) and memory of its own: a copy where it hasn't."""
+    ordered = input.is_contiguous() if stride is None else input.stride() == tuple(stride)
+    if ordered and not input.is_neg() and not _torch.is_zero(input):
+        return input
+    if stride is None:
+        return torch.empty_like(input, memory_format=torch.contiguous_format).copy_(input)
+    return torch.empty_strided(input.shape, stride, dtype=input.dtype, device=input.device).copy_(input)
+
+
+class _Fused(torch.autograd.Function):
+    """Forward and backward kernel, joined by the packed bits."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, call: _Call) -> Tensor:
+        configuration = call.configuration
+        y = x if call.inplace else _empty_like(x)
+        kept = launch.forward(configuration, x, y, call.state)
+        if kept.signs is not None:
+            for count in call.counters:
+                count(kept.signs)
+        if call.inplace:
+            ctx.mark_dirty(x)
+        if configuration.saves_input:
+            ctx.save_for_backward(kept.bits, x)
+        elif configuration.saves_output:
+            ctx.save_for_backward(kept.bits, y)
+        else:
+            ctx.save_for_backward(kept.bits)
+        ctx.call = call  # each attribute takes its time
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        if (
+            _grad_enabled()  # under create_graph=True
+            or _torch.in_transforms()
+            or _torch.is_batched(dy)  # is_grads_batched=True
+        ):
+            return _composed_backward(ctx.call, dy, *ctx.saved_tensors), None
+        return _backward(ctx.call, dy, *ctx.saved_tensors), None
+
+
+_apply = _torch.quick_apply(_Fused)
+
+
+def _backward(call: _Call, dy: Tensor, bits: Tensor, saved: Tensor | None = None) -> Tensor:
+    # Hooks may have given saved tensors another layout.
+    dy = ordered_as(dy, call.stride)
+    dx = _empty_like(dy)
+    saved = saved if saved is None else ordered_as(saved, call.stride)
+    launch.backward(call.configuration, dy, saved, bits.contiguous(), dx)
+    return dx
+
+
+def _composed_backward(call: _Call, dy: Tensor, bits: Tensor, saved: Tensor | None = None) -> Tensor:
+    """Return `_backward`'s result in PyTorch's operations, which can be differentiated again, and batched."""
+    configuration, stride = call.configuration, call.stride
+    row, values, p, plan = configuration.row, configuration.values, configuration.p, configuration.plan
+    keep, *flags = (
+        plane.view(dy.shape) if stride is None else torch.as_strided(plane, dy.shape, stride)
+        for plane in unpack(bits, dy.shape.numel(), plan)
+    )
+    if torch.is_grad_enabled() and not dy.requires_grad:
+        # A second derivative of 0, as in eager mode, and not none at all.
+        dy = dy * torch.ones((), dtype=dy.dtype, device=dy.device, requires_grad=True)
+    stored = dy.dtype
+    if stored is not torch.float64 and not (row.exact and plan.rng == "eager"):
+        dy = dy.float()  # rounded once, at the end
+    scale = scales(p, stored is torch.float64)
+    dx: Tensor
+    if saved is not None and configuration.saves_output:
+        assert row.from_output is not None
+        output = saved.to(dy.dtype) / scale.forward
+        dx = row.from_output(dy * keep * scale.backward, output, *values)
+    elif saved is not None:
+        with torch.enable_grad():
+            x = saved if saved.requires_grad else saved.detach().requires_grad_()
+            value = row.function(x.to(dy.dtype), *values)
+        gradient = dy * keep * scale.backward
+        (dx,) = torch.autograd.grad(value, x, gradient, create_graph=torch.is_grad_enabled())
+    elif flags:
+        dx = dy * keep * scale.backward
+        dx = torch.where(flags[0], dx, dx * values[0])
+    elif row.saves is Saves.MASK:
+        dx = dy * keep * scale.backward
+    else:
+        dx = torch.where(keep, dy * scale.backward, 0.0)
+        dx = dx if row.slope == 1 else dx * row.slope
+    return dx.to(stored)

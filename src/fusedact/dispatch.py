@@ -1,0 +1,216 @@
+"""Which path a call takes: the kernels, the operators that a compiler sees, or PyTorch's own composition."""
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import _torch, kernels, operators
+from .activations import Activation, Saves
+from .checks import check_flag, check_probability
+from .composition import composition
+from .masks import generator
+from .masks.plan import RNGS, device_plan, used_probability
+from .watcher import Counter, Watchers
+
+if TYPE_CHECKING:
+    from .kernels.configuration import LaunchConfiguration
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Looked up once: they are asked at every call.
+_is_compiling = torch.compiler.is_compiling
+_is_capturing = torch.cuda.is_current_stream_capturing
+_strided = torch.strided
+_current_device = _torch.current_device
+_tracing_state = _torch.tracing_state
+_in_transforms = _torch.in_transforms
+_forward_ad = torch.autograd.forward_ad
+
+
+def activation_dropout(
+    row: Activation,
+    input: Tensor,
+    values: tuple[float, ...],
+    p: float,
+    training: bool,
+    inplace: bool,
+    rng: str,
+    watchers: Watchers = (),
+) -> Tensor:
+    """Return `dropout(act(input), p)`, by the kernels where they can run, else by eager PyTorch.
+
+    Args:
+        row: the activation.
+        input: any shape and strides.
+        values: the numbers that `row.bind` gave.
+        p: the dropout probability.
+        training: apply dropout.
+        inplace: write the result into the input's buffer.
+        rng: the mapping from generator to mask, one of `RNGS`.
+        watchers: who counts what goes in.
+    """
+    if type(p) is not float or not 0.0 <= p <= 1.0:  # these tests are quicker than the calls
+        p = check_probability(p)
+    if type(training) is not bool or type(inplace) is not bool or rng not in RNGS:
+        check_flag("training", training)
+        check_flag("inplace", inplace)
+        check_rng(rng)
+    if watchers:
+        watchers = tuple(watcher for watcher in watchers if watcher.wants(training))
+    if training and 0 < p < 1 and runs_kernels(input):
+        if _current_device() != input.get_device():  # type: ignore[misc]
+            # What follows asks for the current GPU: its generator, its capture, its stream.
+            with torch.cuda.device(input.get_device()):
+                return activation_dropout(row, input, values, p, training, inplace, rng, watchers)
+        result = _by_kernels(row, input, values, p, inplace, rng, watchers)
+        if result is not None:
+            return result
+    check_input(input)
+    if training and 0 < p < 1 and _runs_operators(input) and operators.can_compute(row, values, p, rng):
+        return operators.activation_dropout(row, input, values, p, inplace, rng, watchers)
+    for watcher in watchers:
+        watcher(input)
+    return composition(row, input, values, p, training, inplace)
+
+
+def _by_kernels(
+    row: Activation,
+    input: Tensor,
+    values: tuple[float, ...],
+    p: float,
+    inplace: bool,
+    rng: str,
+    watchers: Watchers,
+) -> Tensor | None:
+    """Return the kernels' result on the current GPU; None where eager PyTorch must compute it."""
+    alignment = 16
+    if row.saves is Saves.MASK and rng == "eager":
+        # Dropout alone reads the caller's memory, whose alignment and layout its mask depends on.
+        address, dense = input.data_ptr(), torch.ops.aten.is_non_overlapping_and_dense.default(input)
+        alignment = min(16, address & -address) if dense else 1
+    configuration = configured(
+        row,
+        input.dtype,
+        input.device,
+        input.numel(),
+        values,
+        p,
+        rng,
+        inplace and row.from_output is not None,
+        watchers != (),
+        alignment,
+    )
+    if configuration is None:
+        return None
+    if _is_capturing():
+        differentiable = input.requires_grad and torch.is_grad_enabled()
+        if not launches().ready_to_capture(configuration, input.get_device(), differentiable):
+            return None
+        state = generator.reserve_in_capture(input.get_device(), configuration.plan)
+    else:
+        state = generator.reserve(input.get_device(), configuration.plan)
+    counters = _counters(watchers, input, configuration) if watchers else ()
+    return _autograd().fused(input, configuration, state, inplace, counters)
+
+
+@functools.lru_cache(maxsize=4096)
+def configured(
+    row: Activation,
+    dtype: torch.dtype,
+    device: torch.device,
+    n: int,
+    values: tuple[float, ...],
+    p: float,
+    rng: str,
+    from_output: bool = False,
+    watched: bool = False,
+    alignment: int = 16,
+) -> "LaunchConfiguration | None":
+    """Return what the launches of a call need; None where no kernel can do what is asked.
+
+    That is a parameter beyond float32, a p that rounds to 0, no element, another dtype, no Triton.
+    """
+    used = used_probability(p, rng)
+    if used == 0 or n == 0 or dtype not in DTYPES or not kernels.INSTALLED:
+        return None
+    from .kernels.configuration import configure
+
+    plan = device_plan(rng, n, dtype.itemsize, device, alignment)
+    # From the output where it tells the sign of the input, and in the dtype doesn't overflow.
+    from_output = from_output and 0 <= values[0] <= torch.finfo(dtype).max * (1 - used)
+    return configure(row, dtype, n, values, used, plan, from_output, watched)
+
+
+@functools.cache
+def _autograd() -> Any:
+    from . import autograd
+
+    return autograd
+
+
+@functools.cache
+def launches() -> Any:
+    """Return the module that launches the kernels, imported when first needed."""
+    from .kernels import launch
+
+    return launch
+
+
+def _counters(
+    watchers: Watchers, input: Tensor, configuration: "LaunchConfiguration"
+) -> tuple[Counter, ...]:
+    """Let all count; return what some have left to count from the bits."""
+    plan = configuration.plan if configuration.has_signs else None
+    counters = [watcher(input, plan) for watcher in watchers]
+    return tuple(counter for counter in counters if counter is not None)
+
+
+def check_input(input: Tensor) -> None:
+    """Raise TypeError unless `input` is a tensor that the operation is defined for."""
+    if not isinstance(input, Tensor):
+        raise TypeError(f"input must be a torch.Tensor, but got {type(input).__name__}")
+    if input.dtype not in DTYPES:
+        allowed = ", ".join(str(dtype) for dtype in DTYPES)
+        raise TypeError(f"input must have one of the dtypes {allowed}, but got {input.dtype}")
+    if input.layout not in (torch.strided, torch.jagged):
+        raise TypeError(f"input must be a dense tensor (layout torch.strided), but got {input.layout}")
+
+
+def check_rng(rng: str) -> str:
+    """Return `rng`; raise ValueError unless it names a mapping from generator to mask."""
+    if rng in RNGS:
+        return rng
+    allowed = " or ".join(repr(name) for name in RNGS)
+    raise ValueError(f"rng={rng!r}: it must be {allowed}")
+
+
+def runs_kernels(input: Tensor) -> bool:
+    """Whether the kernels can take `input` here, by its kind and by who else must see the operations."""
+    # A subclass (DTensor, FakeTensor), a functorch transform, forward-mode differentiation, a tracer
+    # and a compiler need operators they can see.
+    return (
+        (type(input) is Tensor or type(input) is torch.nn.Parameter)
+        and not _is_compiling()
+        and input.is_cuda
+        and input.layout is _strided
+        and not input.is_nested
+        and _tracing_state() is None
+        and _forward_ad._current_level < 0
+        and not _in_transforms()
+    )
+
+
+def _runs_operators(input: Tensor) -> bool:
+    # On a CPU the composition is what a compiler fuses best. Derivatives of functorch and forward mode
+    # don't know of the operators: they would silently be 0. In words that a compiler can trace.
+    return (
+        torch.compiler.is_compiling()
+        and input.device.type == operators.DEVICE
+        and (type(input) is Tensor or type(input) is torch.nn.Parameter)
+        and not input.is_nested
+        and torch._C._get_tracing_state() is None
+        and not torch._C._are_functorch_transforms_active()
+        and torch.autograd.forward_ad._current_level < 0
+        and kernels.INSTALLED
+    )

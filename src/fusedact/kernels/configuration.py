@@ -1,0 +1,238 @@
+"""What the launches for one layer and size need, worked out once; the shapes of grids and packed bits."""
+
+import functools
+import struct
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..activations import Activation, Saves
+from ..masks.plan import Plan, keep_threshold, scales, to_float32
+from . import mathematics
+from .dropout import backward_kernel, forward_kernel
+from .launcher import Grid, Kernel
+from .tiles import COLUMNS, TILE, WORD
+
+_TRITON_DTYPES = {
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+}
+# Programs along a grid's second and third axis are limited to 65535 each.
+_AXIS = 32768
+WARPS = COLUMNS // (64 if torch.version.hip else 32)  # a thread for each column
+
+
+def planes(row: Activation) -> int:
+    """Return how many bits per element forward packs."""
+    return 2 if row.saves is Saves.TWO_BITS else 1
+
+
+def grid(n: int, plan: Plan) -> Grid:
+    """Return the programs along each axis; of eager, the first covers its threads, the others its loop."""
+    if plan.rng == "fast":
+        return triton.cdiv(n, TILE), 1, 1
+    threads = 256 * plan.blocks
+    iterations = triton.cdiv(n, threads * plan.lanes)
+    programs = triton.cdiv(min(threads, triton.cdiv(n, plan.vec)), TILE // plan.lanes)
+    return programs, min(iterations, _AXIS), triton.cdiv(iterations, _AXIS)
+
+
+def unpack(bits: Tensor, n: int, plan: Plan) -> Tensor:
+    """Return the packed bits as bool [planes, n], in memory order (slow: for tests and double backward)."""
+    programs, first, second = grid(n, plan)
+    places = torch.arange(WORD - 1, -1, -1, dtype=torch.int32, device=bits.device)
+    flat = (bits.unsqueeze(-1) >> places) & 1
+    # [iteration, program, plane, column, group, lane] -> [plane, iteration, idx, lane]
+    flat = flat.view(first * second, programs, -1, COLUMNS, WORD // plan.lanes, plan.lanes)
+    flat = flat.permute(2, 0, 1, 4, 3, 5).reshape(flat.shape[2], first * second, -1, plan.lanes)
+    if plan.rng == "eager":
+        flat = flat[:, :, : 256 * plan.blocks]
+        if plan.vec == 1:
+            flat = flat.transpose(2, 3)  # lanes are a whole grid apart
+    return flat.reshape(flat.shape[0], -1)[:, :n].bool()
+
+
+def in_tiles(n: int, plan: Plan) -> bool:
+    """Whether the packed bits' program t holds the elements from t * TILE on, in memory order."""
+    span = 256 * plan.blocks * plan.vec  # of one iteration
+    return plan.in_memory_order and (plan.rng == "fast" or n <= span or span % TILE == 0)
+
+
+class LaunchConfiguration(NamedTuple):
+    """All that the launches for one layer and size need and no call changes. It holds no device memory.
+
+    Attributes:
+        row: the activation.
+        values: its numbers.
+        p: the probability that is used.
+        plan: how the kernels walk the tensor.
+        saves_input: backward reads forward's input.
+        saves_output: backward reads forward's output.
+        has_signs: forward's packed bits, or others beside them, tell which inputs are positive.
+        stores_signs: it is others beside them.
+        grid: of both kernels.
+        bits_shape: of the packed bits, int32 [programs, planes, COLUMNS].
+        bits_stride: theirs.
+        forward: with numbers from the host.
+        in_graphs: forward with numbers from device memory.
+        backward: the kernel of the gradient.
+        walk: n and blocks, which both kernels take first.
+        forward_scalars: threshold, scale, a and b; the numbers as integers of their bits.
+        backward_scalars: n, blocks, scale, its inverse, a and b.
+    """
+
+    row: Activation
+    values: tuple[float, ...]
+    p: float
+    plan: Plan
+    saves_input: bool
+    saves_output: bool
+    has_signs: bool
+    stores_signs: bool
+    grid: Grid
+    bits_shape: tuple[int, int, int]
+    bits_stride: tuple[int, int, int]
+    forward: Kernel
+    in_graphs: Kernel
+    backward: Kernel
+    walk: tuple[int, int]
+    forward_scalars: tuple[int, ...]
+    backward_scalars: tuple[int, ...]
+
+
+def configure(
+    row: Activation,
+    dtype: torch.dtype,
+    n: int,
+    values: tuple[float, ...],
+    p: float,
+    plan: Plan,
+    from_output: bool = False,
+    watched: bool = False,
+) -> LaunchConfiguration | None:
+    """Return what the launches need; None where float32 can't hold a parameter.
+
+    With `from_output` backward reads forward's output in place of its input. If the call is `watched` and
+    the bits are `in_tiles`, forward tells its inputs' signs too.
+    """
+    double = dtype is torch.float64
+    scale = scales(p, double)
+    if row.rounds_parameters:
+        values = tuple(torch.tensor(values, dtype=torch.float64).to(dtype).tolist())
+    a, b, *_ = (*values, 0.0, 0.0)
+    try:
+        forward = _bits(double, scale.forward, a, b)
+        backward = _bits(double, scale.backward, 1 / scale.forward, a, b)
+    except OverflowError:
+        return None
+    programs, iterations, rounds = shape = grid(n, plan)
+    has_signs = watched and in_tiles(n, plan)
+    stores_signs = has_signs and row.saves is not Saves.TWO_BITS
+    kind = Plan(plan.rng, plan.vec, plan.lanes, 0, 0)  # what the kernel is compiled for
+    count = planes(row)
+    return LaunchConfiguration(
+        row=row,
+        values=values,
+        p=p,
+        plan=plan,
+        saves_input=row.saves is Saves.INPUT and not from_output,
+        saves_output=from_output,
+        has_signs=has_signs,
+        stores_signs=stores_signs,
+        grid=shape,
+        bits_shape=(programs * iterations * rounds, count, COLUMNS),
+        bits_stride=(count * COLUMNS, COLUMNS, 1),
+        forward=_forward_kernel(row, dtype, kind, False, stores_signs),
+        in_graphs=_forward_kernel(row, dtype, kind, True, stores_signs),
+        backward=_backward_kernel(row, dtype, kind, from_output),
+        walk=(n, plan.blocks),
+        forward_scalars=(keep_threshold(p, double, plan.rng), *forward),
+        backward_scalars=(n, plan.blocks, *backward),
+    )
+
+
+def _bits(double: bool, *numbers: float) -> tuple[int, ...]:
+    """The bits of each number in the arithmetic type, as an integer; OverflowError beyond float32."""
+    if double:
+        return struct.unpack(f"<{len(numbers)}q", struct.pack(f"<{len(numbers)}d", *numbers))
+    rounded = (to_float32(number) for number in numbers)
+    return struct.unpack(f"<{len(numbers)}i", struct.pack(f"<{len(numbers)}f", *rounded))
+
+
+def constants(row: Activation, dtype: torch.dtype, plan: Plan, rounds: bool) -> dict[str, Any]:
+    """Return the compile-time arguments that both kernels have, and their options.
+
+    `rounds`: eager's bits need the rounding between activation and dropout.
+    """
+    arithmetic = tl.float64 if dtype is torch.float64 else tl.float32
+    return {
+        "SAVES": row.saves.name.lower(),
+        "ARITHMETIC": arithmetic,
+        "STORED": _TRITON_DTYPES[dtype] if rounds and plan.rng == "eager" else arithmetic,
+        "FAST": plan.rng == "fast",
+        "VEC": plan.vec,
+        "LANES": plan.lanes,
+        "COLUMNS": COLUMNS,
+        # What the source says is what runs, as in the interpreter: it asks for each fused multiplication.
+        "enable_fp_fusion": False,
+        "num_warps": WARPS,
+    }
+
+
+def forward_constants(row: Activation, dtype: torch.dtype, plan: Plan, in_graphs: bool) -> dict[str, Any]:
+    """Return forward's compile-time arguments: for graphs, or for numbers that the host gives."""
+    passes = row.saves in (Saves.ONE_BIT, Saves.TWO_BITS)
+    host = {} if in_graphs else {"seed_ptr": None, "offset_ptr": None}
+    return {
+        **constants(row, dtype, plan, row.exact and not row.representable),
+        "FORWARD": forward_function(row),
+        "PASSES": _function(row.backward, f"{row.name}_passes") if passes else None,
+        **host,
+    }
+
+
+def backward_constants(row: Activation, dtype: torch.dtype, plan: Plan, from_output: bool) -> dict[str, Any]:
+    """Return backward's compile-time arguments."""
+    function = None
+    if from_output:
+        function = getattr(mathematics, f"{row.name}_derivative_from_output")
+    elif row.saves is Saves.INPUT:
+        what = "gradient" if row.own_gradient else "derivative"
+        function = _function(row.backward, f"{row.name}_{what}")
+    # Where the gradient is one product, the store rounds it.
+    one_product = row.saves is Saves.MASK or (row.saves is Saves.ONE_BIT and row.slope == 1)
+    return {
+        **constants(row, dtype, plan, row.exact and not one_product),
+        "SAVES": "output" if from_output else row.saves.name.lower(),
+        "BACKWARD": function,
+        "SLOPE": row.slope,
+        "OWN_GRADIENT": row.own_gradient and not from_output,
+    }
+
+
+def forward_function(row: Activation) -> Any:
+    """Return the Triton function of act(x)."""
+    return _function(row.forward, row.name)
+
+
+def _function(own: Any, name: str) -> Any:
+    return getattr(mathematics, name) if own is None else own
+
+
+@functools.cache
+def _forward_kernel(
+    row: Activation, dtype: torch.dtype, plan: Plan, in_graphs: bool, stores_signs: bool
+) -> Kernel:
+    # `stores_signs` makes another kernel of the same constants: one pointer is there or not.
+    other = None if in_graphs else _forward_kernel(row, dtype, plan, True, stores_signs)
+    return Kernel(forward_kernel, forward_constants(row, dtype, plan, in_graphs), other)
+
+
+@functools.cache
+def _backward_kernel(row: Activation, dtype: torch.dtype, plan: Plan, from_output: bool) -> Kernel:
+    return Kernel(backward_kernel, backward_constants(row, dtype, plan, from_output))

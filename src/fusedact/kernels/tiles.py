@@ -1,0 +1,152 @@
+"""How a program walks its tile: places, bounds, lanes and packed bits, for both kernels.
+
+A program owns COLUMNS columns of 32 elements, one column per thread: GROUPS groups of LANES elements,
+each group one 16-byte access. A column's bits make one 32-bit word, the first element's bit the highest.
+Everything between the loads and the stores stands lane by lane, in tensors of one dimension, or in tiles
+joined of those. They have the layout in which the random numbers are drawn and the accesses are made, so
+that nothing moves between threads (docs/kernels.md).
+
+Which elements a program owns is the mapping's:
+
+- eager follows the loop of PyTorch's own dropout kernel, whose masks it reproduces. With
+  T = 256 * blocks threads, iteration k and thread idx, the elements are
+
+      VEC > 1:  (k T + idx) VEC + lane      VEC consecutive elements
+      VEC = 1:  (4 k + lane) T + idx        the 4 words of one Philox call, T apart
+
+  The grid's first axis covers idx; the other two cover k, so that neither needs a division.
+- fast takes TILE = 32 COLUMNS consecutive elements per program.
+"""
+
+import triton
+import triton.language as tl
+
+COLUMNS = 128
+WORD = 32
+TILE = COLUMNS * WORD
+
+
+@triton.jit
+def origin(n, blocks, FAST: tl.constexpr, VEC: tl.constexpr, LANES: tl.constexpr, COLUMNS: tl.constexpr):
+    """Eager's iteration, this program's first idx in it, its first element, and how many there are from it.
+
+    Elements are counted in 64 bits, and from the first one on in 32.
+    """
+    if FAST:
+        k = 0
+        first = 0
+        base = tl.program_id(0).to(tl.int64) * (32 * COLUMNS)
+        left = tl.minimum(n - base, 32 * COLUMNS)
+    else:
+        k = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+        first = tl.program_id(0) * (32 // LANES * COLUMNS)
+        threads = blocks * 256
+        if VEC == 1:
+            base = k.to(tl.int64) * (threads * 4) + first
+            left = tl.minimum(n - base, 4 * threads - first)
+        else:
+            base = (k.to(tl.int64) * threads + first) * VEC
+            left = tl.minimum(n - base, (threads - first) * VEC)
+    return k, first, base, tl.maximum(left, 0).to(tl.int32)
+
+
+@triton.jit
+def offsets_of(blocks, FAST: tl.constexpr, VEC: tl.constexpr, LANES: tl.constexpr, COLUMNS: tl.constexpr):
+    """Where group 0's elements are, from the program's first one: [COLUMNS, LANES]."""
+    columns = tl.arange(0, COLUMNS)[:, None]
+    lane = tl.arange(0, LANES)[None, :]
+    return columns + lane * (blocks * 256) if VEC == 1 and not FAST else columns * LANES + lane
+
+
+@triton.jit
+def inside_of(
+    g,
+    offsets,
+    first,
+    left,
+    blocks,
+    FAST: tl.constexpr,
+    VEC: tl.constexpr,
+    LANES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Which elements of group g exist; where n is a multiple of VEC, all of an access or none."""
+    if VEC > 1:
+        inside = (tl.arange(0, COLUMNS) * LANES < left - g * COLUMNS * LANES)[:, None]
+    elif FAST:
+        inside = offsets < left - g * COLUMNS * LANES
+    else:
+        thread = first + g * COLUMNS + tl.arange(0, COLUMNS)
+        inside = (thread < blocks * 256)[:, None] & (offsets < left - g * COLUMNS)
+    return inside
+
+
+@triton.jit
+def joined(lanes, COLUMNS: tl.constexpr, LANES: tl.constexpr):
+    """LANES tensors [COLUMNS] as one tile [COLUMNS, LANES]; moves nothing."""
+    # A join makes its arguments neighbours along a new last axis, so the last join is the lowest
+    # bit of the lane.
+    if LANES == 2:
+        tile = tl.join(lanes[0], lanes[1])
+    elif LANES == 4:
+        tile = tl.join(tl.join(lanes[0], lanes[2]), tl.join(lanes[1], lanes[3]))
+    else:
+        even = tl.join(tl.join(lanes[0], lanes[4]), tl.join(lanes[2], lanes[6]))
+        odd = tl.join(tl.join(lanes[1], lanes[5]), tl.join(lanes[3], lanes[7]))
+        tile = tl.join(even, odd)
+    return tl.reshape(tile, [COLUMNS, LANES])
+
+
+@triton.jit
+def split(tile, COLUMNS: tl.constexpr, LANES: tl.constexpr):
+    """The inverse of `joined`."""
+    if LANES == 2:
+        lanes = tl.split(tile)
+    elif LANES == 4:
+        even, odd = tl.split(tl.reshape(tile, [COLUMNS, 2, 2]))
+        a0, a2 = tl.split(even)
+        a1, a3 = tl.split(odd)
+        lanes = (a0, a1, a2, a3)
+    else:
+        even, odd = tl.split(tl.reshape(tile, [COLUMNS, 2, 2, 2]))
+        a04, a26 = tl.split(even)
+        a15, a37 = tl.split(odd)
+        a0, a4 = tl.split(a04)
+        a2, a6 = tl.split(a26)
+        a1, a5 = tl.split(a15)
+        a3, a7 = tl.split(a37)
+        lanes = (a0, a1, a2, a3, a4, a5, a6, a7)
+    return lanes
+
+
+@triton.jit
+def with_bit(word, bit, PLACE: tl.constexpr, BY: tl.constexpr):
+    """`word` with one bit more, for PLACE = 0 to 31 in turn, from the highest down.
+
+    All three say the same. What the compiler makes of them differs from kernel to kernel: docs/kernels.md
+    has the counts.
+    """
+    VALUE: tl.constexpr = -2147483648 if PLACE == 0 else 1 << (31 - PLACE)
+    if BY == "selecting":
+        word = tl.where(bit, word + VALUE, word)
+    elif BY == "adding":
+        word += tl.where(bit, VALUE, 0)
+    else:
+        word = word * 2 + bit.to(tl.int32)
+    return word
+
+
+@triton.jit
+def unpack(words, g, COLUMNS: tl.constexpr, LANES: tl.constexpr):
+    """Group g's bits as a tile of booleans."""
+    bits = ()
+    for lane in tl.static_range(LANES):
+        bits = bits + (((words << (g * LANES + lane)) < 0),)
+    return joined(bits, COLUMNS, LANES)
+
+
+@triton.jit
+def word_offsets(k, plane, PLANES: tl.constexpr, COLUMNS: tl.constexpr):
+    """Offsets of this program's words in the packed bits: its planes stand beside each other."""
+    program = tl.program_id(0) + tl.num_programs(0).to(tl.int64) * k
+    return (program * PLANES + plane) * COLUMNS + tl.arange(0, COLUMNS)

@@ -1,0 +1,167 @@
+"""What a compiler sees: two operators, on any strides, whose random numbers come in a tensor."""
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .activations import ROWS, Activation, Saves
+from .masks.generator import PhiloxState, drawn_on_device
+from .masks.plan import ITERATION, graph_plan, used_probability
+from .watcher import Watchers
+
+if TYPE_CHECKING:
+    from .kernels.configuration import LaunchConfiguration
+
+DEVICE = "cuda"  # where a compiler is given the operators
+
+
+def can_compute(row: Activation, values: tuple[float, ...], p: float, rng: str) -> bool:
+    """Whether a kernel can do what is asked, in words that a compiler can trace; see `configure`."""
+    return used_probability(p, rng) > 0 and all(abs(value) < 3.4e38 for value in values)
+
+
+def activation_dropout(
+    row: Activation,
+    input: Tensor,
+    values: tuple[float, ...],
+    p: float,
+    inplace: bool,
+    rng: str,
+    watchers: Watchers,
+) -> Tensor:
+    """Return `dropout(act(input), p)` by the operators, with numbers drawn wherever the graph runs."""
+    state = drawn_on_device(input.device)
+    assert state.on_device is not None
+    # What backward reads must not be written over.
+    x = input.clone() if inplace and row.saves is Saves.INPUT else input
+    numbers = list(values)
+    output, bits, signs = _forward(x, *state.on_device, row.name, numbers, p, rng, watchers != ())
+    signs = bits if row.saves is Saves.TWO_BITS else signs
+    for watcher in watchers:
+        watcher.compiled(input, signs, output.stride(), rng)
+    return input.copy_(output) if inplace else output
+
+
+@functools.lru_cache(maxsize=4096)
+def _configured(
+    name: str,
+    dtype: torch.dtype,
+    n: int,
+    values: tuple[float, ...],
+    p: float,
+    rng: str,
+    watched: bool = False,
+) -> "LaunchConfiguration":
+    from .kernels.configuration import configure
+
+    plan = graph_plan(rng, n, dtype.itemsize)
+    result = configure(ROWS[name], dtype, n, values, used_probability(p, rng), plan, watched=watched)
+    assert result is not None  # `can_compute` said so
+    return result
+
+
+@torch.library.custom_op("fusedact::activation_dropout", mutates_args=())
+def _forward(
+    x: Tensor,
+    seed: Tensor,
+    offset: Tensor,
+    activation: str,
+    values: list[float],
+    p: float,
+    rng: str,
+    watched: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `dropout(act(x), p)` in x's layout, made dense, packed bits, and if `watched` the inputs' signs.
+
+    `seed` and `offset` are int64 tensors of one element on x's device; bits int32 [tiles * planes * 128],
+    signs int32 [tiles * 128], or [0] where there are none or the bits have them.
+    """
+    from .autograd import ordered_as
+    from .kernels import launch
+
+    y, bits, signs = _forward_fake(x, seed, offset, activation, values, p, rng, watched)
+    if x.numel() > 0:
+        configuration = _configured(activation, x.dtype, x.numel(), tuple(values), p, rng, watched)
+        stored = signs if configuration.stores_signs else None
+        state = PhiloxState(0, 0, (seed, offset))
+        launch.forward_into(configuration, ordered_as(x, y.stride()), y, state, bits, stored)
+    return y, bits, signs
+
+
+@_forward.register_fake
+def _forward_fake(
+    x: Tensor,
+    seed: Tensor,
+    offset: Tensor,
+    activation: str,
+    values: list[float],
+    p: float,
+    rng: str,
+    watched: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from .kernels.configuration import planes
+    from .kernels.tiles import COLUMNS, TILE
+
+    n, count = x.numel(), planes(ROWS[activation])
+    # Of several iterations of `graph_plan`, the last may be left with most of its tiles unused.
+    spare = torch.sym_min(n // ITERATION, 1) * (ITERATION // TILE)
+    words = ((n + TILE - 1) // TILE + spare) * COLUMNS
+    return (
+        torch.empty_like(x),
+        x.new_empty((words * count,), dtype=torch.int32),
+        x.new_empty((words if watched and count == 1 else 0,), dtype=torch.int32),
+    )
+
+
+@torch.library.custom_op("fusedact::activation_dropout_backward", mutates_args=())
+def _backward(
+    dy: Tensor,
+    x: Tensor | None,
+    bits: Tensor,
+    stride: Sequence[int],
+    activation: str,
+    values: list[float],
+    p: float,
+    rng: str,
+) -> Tensor:
+    """Return the gradient of x with `stride`, the one of y; `x` is needed where the activation's row says so."""
+    from .autograd import ordered_as
+    from .kernels import launch
+
+    dx: Tensor = _backward_fake(dy, x, bits, stride, activation, values, p, rng)
+    if dy.numel() > 0:
+        configuration = _configured(activation, dy.dtype, dy.numel(), tuple(values), p, rng)
+        x = x if x is None else ordered_as(x, stride)
+        launch.backward(configuration, ordered_as(dy, stride), x, bits, dx)
+    return dx
+
+
+@_backward.register_fake
+def _backward_fake(
+    dy: Tensor,
+    x: Tensor | None,
+    bits: Tensor,
+    stride: Sequence[int],
+    activation: str,
+    values: list[float],
+    p: float,
+    rng: str,
+) -> Tensor:
+    return torch.empty_strided(dy.shape, stride, dtype=dy.dtype, device=dy.device)
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, _, _, activation, *rest, _ = inputs
+    y, bits, _ = output
+    ctx.save_for_backward(x if ROWS[activation].saves is Saves.INPUT else None, bits)
+    ctx.rest = (y.stride(), activation, *rest)
+
+
+def _operators_backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    return _backward(dy, *ctx.saved_tensors, *ctx.rest), *[None] * 7
+
+
+_forward.register_autograd(_operators_backward, setup_context=_keep_for_backward)

@@ -1,0 +1,333 @@
+"""The rows of the activations that PyTorch and Hugging Face have. `Activation` says what each fact means."""
+
+import functools
+from math import inf
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .activations import REQUIRED, Activation, Parameter, Ranges, Saves, add_row
+
+
+def _outside(low: float, high: float = inf) -> Ranges:
+    return ((-inf, low),) if high == inf else ((-inf, low), (high, inf))
+
+
+def _elu_from_output(gradient: Tensor, output: Tensor, alpha: float) -> Tensor:
+    result: Tensor = torch.ops.aten.elu_backward.default(gradient, alpha, 1.0, 1.0, True, output)
+    return result
+
+
+def _quick_gelu(input: Tensor) -> Tensor:
+    return input * torch.sigmoid(1.702 * input)
+
+
+def _squared_relu(input: Tensor) -> Tensor:
+    return torch.square(F.relu(input))
+
+
+def _identity(input: Tensor) -> Tensor:
+    return input
+
+
+RELU = add_row(
+    Activation(
+        name="relu",
+        module=nn.ReLU,
+        function=F.relu,
+        formula=r"\max(x, 0)",
+        saves=Saves.ONE_BIT,
+        exact=True,
+        representable=True,
+        inplace=True,
+        homogeneous=True,
+        dead=lambda: _outside(0.0),
+    )
+)
+RELU6 = add_row(
+    Activation(
+        name="relu6",
+        module=nn.ReLU6,
+        function=F.relu6,
+        formula=r"\min(\max(x, 0), 6)",
+        saves=Saves.ONE_BIT,
+        exact=True,
+        representable=True,
+        inplace=True,
+        dead=lambda: _outside(0.0, 6.0),
+    )
+)
+HARDTANH = add_row(
+    Activation(
+        name="hardtanh",
+        module=nn.Hardtanh,
+        function=F.hardtanh,
+        formula=r"\min(\max(x, \mathrm{min\_val}), \mathrm{max\_val})",
+        saves=Saves.ONE_BIT,
+        parameters=(
+            Parameter("min_val", -1.0, "the lowest output"),
+            Parameter("max_val", 1.0, "the highest output, above `min_val`"),
+        ),
+        rule=lambda low, high: None if low < high else "max_val must be greater than min_val",
+        exact=True,
+        inplace=True,
+        dead=_outside,
+    )
+)
+HARDSIGMOID = add_row(
+    Activation(
+        name="hardsigmoid",
+        module=nn.Hardsigmoid,
+        function=F.hardsigmoid,
+        formula=r"\min(\max(x + 3, 0), 6) / 6",
+        saves=Saves.ONE_BIT,
+        exact=True,
+        slope=0.1666666716337204,  # float32's sixth, by which PyTorch multiplies in float64 too
+        inplace=True,
+        dead=lambda: _outside(-3.0, 3.0),
+    )
+)
+HARDSHRINK = add_row(
+    Activation(
+        name="hardshrink",
+        module=nn.Hardshrink,
+        function=F.hardshrink,
+        formula=r"x \text{ if } |x| > \mathrm{lambd} \text{ else } 0",
+        saves=Saves.ONE_BIT,
+        parameters=(Parameter("lambd", 0.5, "half the width of the range that becomes 0"),),
+        exact=True,
+        rounds_parameters=True,
+        representable=True,
+        dead=lambda lambd: ((-lambd, lambd),) if lambd >= 0 else (),
+    )
+)
+SOFTSHRINK = add_row(
+    Activation(
+        name="softshrink",
+        module=nn.Softshrink,
+        function=F.softshrink,
+        formula=r"\operatorname{sign}(x) \max(|x| - \mathrm{lambd}, 0)",
+        saves=Saves.ONE_BIT,
+        parameters=(Parameter("lambd", 0.5, "what |x| loses, at least 0"),),
+        rule=lambda lambd: None if lambd >= 0 else "lambd must be at least 0",
+        exact=True,
+        rounds_parameters=True,
+        dead=lambda lambd: ((-lambd, lambd),),
+    )
+)
+THRESHOLD = add_row(
+    Activation(
+        name="threshold",
+        module=nn.Threshold,
+        function=F.threshold,
+        formula=r"x \text{ if } x > \mathrm{threshold} \text{ else } \mathrm{value}",
+        saves=Saves.ONE_BIT,
+        parameters=(
+            Parameter("threshold", REQUIRED, "the highest input that is replaced"),
+            Parameter("value", REQUIRED, "what replaces it"),
+        ),
+        exact=True,
+        rounds_parameters=True,
+        inplace=True,
+        dead=lambda threshold, value: _outside(threshold),
+    )
+)
+LEAKY_RELU = add_row(
+    Activation(
+        name="leaky_relu",
+        module=nn.LeakyReLU,
+        function=F.leaky_relu,
+        formula=r"x \text{ if } x > 0 \text{ else } \mathrm{negative\_slope} \cdot x",
+        saves=Saves.TWO_BITS,
+        parameters=(Parameter("negative_slope", 0.01, "the slope below 0, any finite number"),),
+        exact=True,
+        inplace=True,
+        homogeneous=True,
+    )
+)
+ELU = add_row(
+    Activation(
+        name="elu",
+        module=nn.ELU,
+        function=F.elu,
+        formula=r"x \text{ if } x > 0 \text{ else } \mathrm{alpha} (e^x - 1)",
+        saves=Saves.INPUT,
+        parameters=(Parameter("alpha", 1.0, "minus the limit at -inf, any finite number"),),
+        inplace=True,
+        from_output=_elu_from_output,
+        saturated=lambda alpha: _outside(-3.0),  # exp(-3) is 0.0498
+    )
+)
+CELU = add_row(
+    Activation(
+        name="celu",
+        module=nn.CELU,
+        function=F.celu,
+        formula=r"\max(x, 0) + \min(\mathrm{alpha} (e^{x / \mathrm{alpha}} - 1), 0)",
+        saves=Saves.INPUT,
+        parameters=(Parameter("alpha", 1.0, "minus the limit at -inf, any finite number but 0"),),
+        rule=lambda alpha: None if alpha != 0 else "alpha must not be 0, since x is divided by it",
+        inplace=True,
+        saturated=lambda alpha: _outside(-3.0 * alpha) if alpha > 0 else (),
+    )
+)
+SELU = add_row(
+    Activation(
+        name="selu",
+        module=nn.SELU,
+        function=F.selu,
+        formula=r"1.0507 \cdot (\max(x, 0) + \min(1.67326 (e^x - 1), 0))",
+        saves=Saves.INPUT,
+        inplace=True,
+        saturated=lambda: _outside(-3.51),  # where 1.67326 exp(x) is a twentieth of its limit at 0
+    )
+)
+GELU_TANH = add_row(
+    Activation(
+        name="gelu_tanh",
+        function=functools.partial(F.gelu, approximate="tanh"),
+        formula=r"x / 2 \cdot (1 + \tanh(\sqrt{2 / \pi} (x + 0.044715 x^3)))",
+        saves=Saves.INPUT,
+    )
+)
+GELU = add_row(
+    Activation(
+        name="gelu",
+        module=nn.GELU,
+        function=F.gelu,
+        formula=r"x / 2 \cdot (1 + \operatorname{erf}(x / \sqrt{2}))",
+        saves=Saves.INPUT,
+        parameters=(
+            Parameter(
+                "approximate", "none", '"none" or "tanh", the formula', {"none": None, "tanh": GELU_TANH}
+            ),
+        ),
+    )
+)
+SILU = add_row(
+    Activation(
+        name="silu",
+        module=nn.SiLU,
+        function=F.silu,
+        formula=r"x / (1 + e^{-x})",
+        saves=Saves.INPUT,
+        inplace=True,
+    )
+)
+MISH = add_row(
+    Activation(
+        name="mish",
+        module=nn.Mish,
+        function=F.mish,
+        formula=r"x \tanh(\ln(1 + e^x))",
+        saves=Saves.INPUT,
+        inplace=True,
+    )
+)
+SOFTPLUS = add_row(
+    Activation(
+        name="softplus",
+        module=nn.Softplus,
+        function=F.softplus,
+        formula=r"\ln(1 + e^{\mathrm{beta} x}) / \mathrm{beta}"
+        r" \text{ if } \mathrm{beta} x \le \mathrm{threshold} \text{ else } x",
+        saves=Saves.INPUT,
+        parameters=(
+            Parameter("beta", 1.0, "the slope of the exponent, any finite number but 0"),
+            Parameter("threshold", 20.0, "the highest beta x that the formula is used for"),
+        ),
+        rule=lambda beta, threshold: None if beta != 0 else "beta must not be 0, since it divides the result",
+        saturated=lambda beta, threshold: _outside(-2.94 / beta) if beta > 0 else (),
+    )
+)
+LOGSIGMOID = add_row(
+    Activation(
+        name="logsigmoid",
+        module=nn.LogSigmoid,
+        function=F.logsigmoid,
+        formula=r"-\ln(1 + e^{-x})",
+        saves=Saves.INPUT,
+        saturated=lambda: ((2.95, inf),),
+    )
+)
+TANHSHRINK = add_row(
+    Activation(
+        name="tanhshrink",
+        module=nn.Tanhshrink,
+        function=F.tanhshrink,
+        formula=r"x - \tanh(x)",
+        saves=Saves.INPUT,
+        saturated=lambda: ((-0.227, 0.227),),
+    )
+)
+HARDSWISH = add_row(
+    Activation(
+        name="hardswish",
+        module=nn.Hardswish,
+        function=F.hardswish,
+        formula=r"x \min(\max(x + 3, 0), 6) / 6",
+        saves=Saves.INPUT,
+        inplace=True,
+        dead=lambda: _outside(-3.0),
+    )
+)
+SIGMOID = add_row(
+    Activation(
+        name="sigmoid",
+        module=nn.Sigmoid,
+        function=torch.sigmoid,
+        formula=r"1 / (1 + e^{-x})",
+        saves=Saves.INPUT,
+        saturated=lambda: _outside(-4.36, 4.36),
+    )
+)
+TANH = add_row(
+    Activation(
+        name="tanh",
+        module=nn.Tanh,
+        function=torch.tanh,
+        formula=r"\tanh(x)",
+        saves=Saves.INPUT,
+        saturated=lambda: _outside(-2.18, 2.18),
+    )
+)
+SOFTSIGN = add_row(
+    Activation(
+        name="softsign",
+        module=nn.Softsign,
+        function=F.softsign,
+        formula=r"x / (1 + |x|)",
+        saves=Saves.INPUT,
+        saturated=lambda: _outside(-3.48, 3.48),
+    )
+)
+QUICK_GELU = add_row(
+    Activation(
+        name="quick_gelu",
+        function=_quick_gelu,
+        formula=r"x / (1 + e^{-1.702 x})",
+        saves=Saves.INPUT,
+    )
+)
+SQUARED_RELU = add_row(
+    Activation(
+        name="squared_relu",
+        function=_squared_relu,
+        formula=r"\max(x, 0)^2",
+        saves=Saves.INPUT,
+        dead=lambda: _outside(0.0),
+    )
+)
+IDENTITY = add_row(
+    Activation(
+        name="identity",
+        module=nn.Identity,
+        function=_identity,
+        formula="x",
+        saves=Saves.MASK,
+        exact=True,
+        representable=True,
+        homogeneous=True,
+    )
+)

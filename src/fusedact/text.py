@@ -1,0 +1,122 @@
+"""The text and the signatures that all fused functions and modules share, filled in from a row."""
+
+import inspect
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from .activations import Activation, Saves
+
+_KEPT = {
+    Saves.MASK: "one bit",
+    Saves.ONE_BIT: "one bit",
+    Saves.TWO_BITS: "two bits",
+    Saves.INPUT: "one bit and `input`",
+}
+_RNG = '''how the mask comes from the device's generator. "eager": the mask that `torch.nn.Dropout`
+        draws after the same `torch.manual_seed`. "fast": from 16 random bits per element, with `p` rounded to
+        a multiple of 2**-16; on a CPU the same as "eager".'''
+_P = "probability of an element to be zeroed, in [0, 1]. The others are scaled by 1 / (1 - p)."
+_RAISES = '''TypeError: `input` is no dense floating-point tensor, or {flags} no bool.
+    ValueError: `p` is no number in [0, 1], `rng` has another value{parameters}.'''
+
+
+def signature(row: Activation, first: Iterable[inspect.Parameter], returns: object) -> inspect.Signature:
+    """Return `(<first>, *, <the row's parameters>, rng="eager")`."""
+    only = inspect.Parameter.KEYWORD_ONLY
+    own = [
+        inspect.Parameter(
+            parameter.name,
+            only,
+            default=parameter.default,
+            annotation=float if parameter.choices is None else str,
+        )
+        for parameter in row.parameters
+    ]
+    rng = inspect.Parameter("rng", only, default="eager", annotation=str)
+    return inspect.Signature([*first, *own, rng], return_annotation=returns)
+
+
+def positional(name: str, default: object = inspect.Parameter.empty, annotation: object = None) -> inspect.Parameter:
+    """Return an argument that may be given by position."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+FUNCTION = (
+    positional("input", annotation=Tensor),
+    positional("p", 0.5, float),
+    positional("training", True, bool),
+    positional("inplace", False, bool),
+)
+MODULE = (positional("p", 0.5, float), positional("inplace", False, bool))
+
+
+def of_function(row: Activation) -> str:
+    """Return the docstring of a row's function."""
+    return f"""Apply {_call(row)} and dropout in one kernel each way; keep {_KEPT[row.saves]} per element.
+
+act(x) = {row.formula}
+
+Args:
+    input: any shape and strides; float16, bfloat16, float32 or float64.
+    p: {_P}
+    training: apply dropout; if False, the result is act(input).
+    inplace: write the result into `input`'s buffer.
+{_parameters(row)}    rng: {_RNG}
+
+Returns:
+    A tensor of `input`'s shape, dtype and layout.
+
+Raises:
+    {_raises(row, "`training` or `inplace`")}
+"""
+
+
+def of_module(row: Activation, name: str) -> str:
+    """Return the docstring of a row's module."""
+    given = "".join(f", {p.name}=0.1" for p in row.parameters if p.default is inspect.Parameter.empty)
+    return f"""Stand for {_modules(row)} in one kernel each way; keep {_KEPT[row.saves]} per element.
+
+act(x) = {row.formula}
+
+Args:
+    p: {_P} Default: 0.5.
+    inplace: write the result into the input's buffer. Default: False.
+{_parameters(row, defaults=True)}    rng: {_RNG} Default: "eager".
+
+Shape: input and output (*), any shape and strides; float16, bfloat16, float32 or float64.
+
+Raises:
+    {_raises(row, "`inplace`")}
+
+Examples:
+    >>> layer = {name}(p=0.2{given})
+    >>> output = layer(torch.randn(64, 128))
+"""
+
+
+def _call(row: Activation) -> str:
+    return "nothing" if row.saves is Saves.MASK else f"`{row.name}`"
+
+
+def _modules(row: Activation) -> str:
+    if row.saves is Saves.MASK:
+        return "`nn.Dropout(p)`"
+    if row.module is None:
+        return f"`{row.name}`, then `nn.Dropout(p)`,"
+    return f"`nn.Sequential(nn.{row.module.__name__}({', '.join(row.names)}), nn.Dropout(p))`"
+
+
+def _parameters(row: Activation, defaults: bool = False) -> str:
+    lines = []
+    for parameter in row.parameters:
+        required = parameter.default is inspect.Parameter.empty
+        default = "" if not defaults or required else f" Default: {parameter.default!r}."
+        lines.append(f"    {parameter.name}: {parameter.text}.{default}\n")
+    return "".join(lines)
+
+
+def _raises(row: Activation, flags: str) -> str:
+    names = " or ".join(f"`{name}`" for name in row.names)
+    return _RAISES.format(flags=flags, parameters=f", or {names} is not allowed" if names else "")
