@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[1]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 EVERY = tuple(ROWS.values())
-# One row for each kind of saving: what the engine does is tested with these.
-ENGINE = (rows.RELU, rows.LEAKY_RELU, rows.ELU, rows.GELU, rows.IDENTITY)
+# One row for each kind of saving (ELU saves its input, in place its output): the engine is tested with these.
+ENGINE = (rows.RELU, rows.LEAKY_RELU, rows.ELU, rows.IDENTITY)
 
 activations = pytest.mark.parametrize("activation", EVERY, ids=lambda row: row.name)
 representatives = pytest.mark.parametrize("activation", ENGINE, ids=lambda row: row.name)

@@ -1,60 +1,82 @@
-"""The modules and functions as a user meets them, on a CPU: eager's bits, and clear errors."""
+"""Every activation's module and function as a user meets them, on a CPU: eager's bits, and clear errors."""
 
 import copy
-import dataclasses
 import inspect
 import pickle
 
 import pytest
 import torch
-from cases import ACTIVATIONS, DTYPES, MODULES, activations, function, parameters
+from cases import DTYPES, EVERY, activations, eager_modules, fused_module, public, values
 from torch import nn
 
 import fusedact
 from fusedact import FusedELUDropout, FusedLeakyDropout, FusedReLUDropout
-from fusedact.activations import ROWS
+from fusedact.activations import REQUIRED, own_rows
 
 
-def test_two_activations_have_two_names():
-    with pytest.raises(ValueError, match="name has to be no other activation's, but got name='relu'"):
-        dataclasses.replace(ACTIVATIONS[0])
-    assert ROWS["relu"] is ACTIVATIONS[0]
+def module(activation, p=0.5, **options):
+    found = public(activation)
+    return found.module(p, **{**found.arguments, **options})
 
 
-def test_every_activation_has_its_module():
-    exported = {vars(fusedact)[name] for name in fusedact.__all__ if name.startswith("Fused")}
-    assert MODULES.keys() == {activation.name for activation in ACTIVATIONS}
-    assert set(MODULES.values()) == exported
+def function(activation, x, *positional, **options):
+    found = public(activation)
+    return found.function(x, *positional, **{**found.arguments, **options})
+
+
+def test_every_row_has_a_module_and_a_function_that_are_exported():
+    modules = {public(row).module.__name__ for row in EVERY}
+    exported = {name for name in fusedact.__all__ if name.startswith("Fused")}
+    assert exported == modules | {"FusedActivationDropout", "FusedLeakyReLUDropout"}
+    assert len(modules) == len(own_rows())
+    assert fusedact.FusedLeakyReLUDropout is FusedLeakyDropout
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "transposed": lambda x: x.transpose(0, 2),
+    "sliced": lambda x: torch.cat([x, x], 2)[..., ::2],
+    "expanded": lambda x: x[:, :1].expand(x.shape),
+}
 
 
 @activations
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("p", [0, 0.3, 0.5, 1])
-@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("inplace", [True, False])
-def test_equals_the_two_modules_bit_for_bit(activation, dtype, p, training, inplace):
-    fused = MODULES[activation.name](p, *parameters(activation), inplace).train(training)
-    pair = nn.Sequential(activation.module(*parameters(activation)), nn.Dropout(p)).train(training)
+def test_equals_the_two_modules_bit_for_bit(activation, dtype, inplace):
+    for layout in LAYOUTS.values():
+        for p, training in ((0, True), (0.3, True), (1, True), (0.3, False)):
+            pair = eager_modules(activation, p).train(training)
+            fused = module(activation, p, inplace=inplace).train(training)
+            results = []
+            for call in (pair, fused):
+                torch.manual_seed(1)
+                x = layout(torch.randn(4, 5, 6, dtype=dtype)).detach().requires_grad_()
+                middle = x * 1.0
+                y = call(middle)
+                if call is fused and inplace:
+                    assert y.data_ptr() == middle.data_ptr()
+                (dx,) = torch.autograd.grad(y, x, torch.randn(y.shape, dtype=dtype))
+                results.append((y, dx, torch.get_rng_state()))
+            for expected, result in zip(*results, strict=True):
+                torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@activations
+def test_the_function_is_the_module(activation):
+    x = torch.randn(50)
     results = []
-    for module in (pair, fused):
-        torch.manual_seed(1)
-        x = torch.randn(30, 20, dtype=dtype, requires_grad=True)
-        middle = x * 1.0
-        y = module(middle)
-        (dx,) = torch.autograd.grad(y, x, torch.randn_like(y))
-        results.append((y, dx, torch.get_rng_state()))
-        if module is fused and inplace:
-            assert y.data_ptr() == middle.data_ptr()
-    for expected, result in zip(*results, strict=True):
-        assert torch.equal(expected, result)
+    for call in (module(activation, 0.3), lambda x: function(activation, x, 0.3)):
+        torch.manual_seed(2)
+        results.append(call(x))
+    assert torch.equal(*results)
 
 
 @activations
 def test_any_shape(activation):
-    module = MODULES[activation.name]()
     for shape in [(), (0,), (3, 0, 2), (1,), (2, 3, 4, 5)]:
         x = torch.randn(shape, requires_grad=True)
-        y = module(x)
+        y = module(activation)(x)
         assert y.shape == x.shape
         y.sum().backward()
         assert x.grad.shape == x.shape
@@ -67,121 +89,229 @@ def test_drops_after_the_activation_and_scales(activation):
     torch.manual_seed(3)
     keep = nn.functional.dropout(torch.ones(1000), 0.25) != 0
     torch.manual_seed(3)
-    y = function(activation)(x, 0.25, *parameters(activation))
-    expected = activation.function(x, *parameters(activation)) * keep / 0.75
-    torch.testing.assert_close(y, expected)
+    y = function(activation, x, 0.25)
+    torch.testing.assert_close(y, activation.function(x, *values(activation)) * keep / 0.75)
 
 
 @activations
 def test_signature(activation):
-    """p first, then the activation's own name and default, then inplace; rng by keyword."""
-    cls = MODULES[activation.name]
-    names = ["p", activation.parameter, "inplace", "rng"]
-    signature = inspect.signature(cls).parameters
-    assert list(signature) == [name for name in names if name]
-    assert signature["rng"].kind is inspect.Parameter.KEYWORD_ONLY
-    assert (signature["p"].default, signature["inplace"].default) == (0.5, False)
-    if activation.parameter:
-        theirs = inspect.signature(activation.module).parameters
-        assert signature[activation.parameter].default == theirs[activation.parameter].default
-    names = ["input", "p", activation.parameter, "training", "inplace", "rng"]
-    assert list(inspect.signature(function(activation)).parameters) == [name for name in names if name]
+    """PyTorch's own order; the activation's parameters by keyword alone, with PyTorch's names and defaults."""
+    found = public(activation)
+    own = list(found.arguments)
+    for callable, first in (
+        (found.module, {"p": 0.5, "inplace": False}),
+        (found.function, {"input": inspect.Parameter.empty, "p": 0.5, "training": True, "inplace": False}),
+    ):
+        signature = inspect.signature(callable).parameters
+        assert list(signature) == [*first, *own, "rng"]
+        assert {name: signature[name].default for name in first} == first
+        assert all(signature[name].kind is inspect.Parameter.KEYWORD_ONLY for name in (*own, "rng"))
+        if found.activation is not None:
+            theirs = inspect.signature(type(found.activation())).parameters
+            assert {n: signature[n].default for n in own} == {n: theirs[n].default for n in own}
+
+
+@activations
+def test_documentation(activation):
+    """Every argument is described, once, and the formula is there."""
+    found = public(activation)
+    for documented in (found.module, found.function):
+        text = documented.__doc__
+        for name in inspect.signature(documented).parameters:
+            assert text.count(f"    {name}: ") == 1
+        assert found.module.row.formula in text
+        assert {"Args:", "Raises:"} <= set(map(str.strip, text.splitlines()))
 
 
 def test_repr():
     assert repr(FusedReLUDropout()) == "FusedReLUDropout(p=0.5, inplace=False, rng='eager')"
-    assert repr(FusedLeakyDropout(0.1, 0.2, True)) == (
+    assert repr(FusedLeakyDropout(0.1, True, negative_slope=0.2)) == (
         "FusedLeakyDropout(p=0.1, negative_slope=0.2, inplace=True, rng='eager')"
     )
-    assert repr(FusedELUDropout(alpha=2)) == "FusedELUDropout(p=0.5, alpha=2.0, inplace=False, rng='eager')"
+    assert repr(FusedELUDropout(alpha=2)) == "FusedELUDropout(p=0.5, alpha=2, inplace=False, rng='eager')"
 
 
 @activations
 def test_copies_and_state(activation):
-    module = MODULES[activation.name](0.2, *parameters(activation)).eval()
-    assert module.state_dict() == {}
-    assert list(module.parameters()) == []
-    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
-        assert repr(other) == repr(module)
+    one = module(activation, 0.2).eval()
+    assert one.state_dict() == {}
+    assert list(one.parameters()) == []
+    for other in (copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
+        assert repr(other) == repr(one)
         assert not other.training
-    assert module.train().training
+    assert one.train().training
+
+
+def test_a_subclass_has_a_constructor_of_its_own():
+    class Gentle(FusedELUDropout):
+        def __init__(self, width):
+            super().__init__(0.1, alpha=2.0)
+            self.width = width
+
+    layer = Gentle(7)
+    assert (layer.p, layer.alpha, layer.width) == (0.1, 2.0, 7)
+    assert list(inspect.signature(Gentle).parameters) == ["width"]
+    assert layer.eval()(torch.tensor(-1e9)) == -2
 
 
 BAD_P = [-0.1, 1.1, float("nan"), float("inf"), "0.5", None, True, torch.tensor(0.5)]
-BAD_PARAMETER = [float("nan"), float("inf"), "0.1", None, True, 1j]
+BAD_NUMBER = [float("nan"), float("inf"), "0.1", None, True, 1j]
 
 
 @activations
 @pytest.mark.parametrize("p", BAD_P, ids=repr)
 def test_bad_p(activation, p):
-    match = r"dropout probability has to be a number between 0 and 1, but got p="
+    match = r"p=.*: the dropout probability must be a number between 0 and 1"
     with pytest.raises(ValueError, match=match):
-        MODULES[activation.name](p)
+        module(activation, p)
     with pytest.raises(ValueError, match=match):
-        function(activation)(torch.ones(3), p)
+        function(activation, torch.ones(3), p)
+
+
+@pytest.mark.parametrize("value", BAD_NUMBER, ids=repr)
+def test_bad_numbers(value):
+    for activation in EVERY:
+        for parameter in activation.parameters:
+            if parameter.choices is None:
+                for call in (module, lambda row, **o: function(row, torch.ones(3), **o)):
+                    with pytest.raises(ValueError, match=f"{parameter.name}=.*: it must be a finite number"):
+                        call(activation, **{parameter.name: value})
+
+
+@pytest.mark.parametrize(
+    ("cls", "given", "match"),
+    [
+        ("FusedHardtanhDropout", {"min_val": 1}, "min_val=1, max_val=1.0: max_val must be greater than"),
+        ("FusedSoftshrinkDropout", {"lambd": -1.0}, r"lambd=-1\.0: lambd must be at least 0"),
+        ("FusedCELUDropout", {"alpha": 0}, "alpha=0: alpha must not be 0"),
+        ("FusedSoftplusDropout", {"beta": 0.0}, r"beta=0\.0, threshold=20\.0: beta must not be 0"),
+        ("FusedGELUDropout", {"approximate": "tan"}, "approximate='tan': it must be 'none' or 'tanh'"),
+        ("FusedGELUDropout", {"approximate": 1}, "approximate=1: it must be 'none' or 'tanh'"),
+    ],
+)
+def test_values_that_a_rule_forbids(cls, given, match):
+    with pytest.raises(ValueError, match=match):
+        getattr(fusedact, cls)(**given)
 
 
 @activations
-@pytest.mark.parametrize("value", BAD_PARAMETER, ids=repr)
-def test_bad_parameter(activation, value):
-    if activation.parameter is None:
-        pytest.skip(f"{activation.name} has no parameter")
-    match = f"{activation.parameter} has to be a finite number, but got {activation.parameter}="
-    with pytest.raises(ValueError, match=match):
-        MODULES[activation.name](0.5, value)
-    with pytest.raises(ValueError, match=match):
-        function(activation)(torch.ones(3), 0.5, value)
+def test_arguments_that_are_not_there(activation):
+    takes = ", ".join(["p", "inplace", *public(activation).arguments, "rng"])
+    for call in (module, lambda row, **o: function(row, torch.ones(3), **o)):
+        with pytest.raises(TypeError, match=f"unexpected argument 'slope'; it takes {takes}"):
+            call(activation, slope=0.1)
+    required = [p for p in activation.parameters if p.default is REQUIRED]
+    if required:
+        with pytest.raises(TypeError, match=f"FusedThresholdDropout needs the argument {required[0].name}"):
+            public(activation).module()
+
+
+def test_a_slope_by_position_is_an_error():
+    """It would be taken for p, and p for the training flag."""
+    with pytest.raises(TypeError, match=r"training=0\.5: it must be True or False"):
+        fusedact.functional.leaky_relu_dropout(torch.ones(3), 0.01, 0.5)
+    with pytest.raises(TypeError, match=r"inplace=0\.2: it must be True or False"):
+        FusedLeakyDropout(0.5, 0.2)
 
 
 @activations
 @pytest.mark.parametrize(
     ("input", "match"),
     [
-        ([1.0], "input has to be a torch.Tensor, but got list"),
-        (1.0, "input has to be a torch.Tensor, but got float"),
-        (torch.ones(3, dtype=torch.int64), r"input has to have one of the dtypes .* but got torch.int64"),
+        ([1.0], "input must be a torch.Tensor, but got list"),
+        (1.0, "input must be a torch.Tensor, but got float"),
+        (torch.ones(3, dtype=torch.int64), r"input must have one of the dtypes .* but got torch.int64"),
         (torch.ones(3, dtype=torch.bool), r"but got torch.bool"),
         (torch.ones(3, dtype=torch.complex64), r"but got torch.complex64"),
-        (torch.ones(3).to_sparse(), r"input has to be a dense tensor .* but got torch.sparse_coo"),
+        (torch.ones(3).to_sparse(), r"input must be a dense tensor .* but got torch.sparse_coo"),
     ],
     ids=["list", "float", "int64", "bool", "complex64", "sparse"],
 )
 def test_bad_input(activation, input, match):
     with pytest.raises(TypeError, match=match):
-        MODULES[activation.name]()(input)
+        module(activation)(input)
 
 
 @activations
 def test_bad_flags(activation):
-    with pytest.raises(ValueError, match=r"rng has to be 'eager'.* but got rng='fats'"):
-        MODULES[activation.name](rng="fats")
-    with pytest.raises(ValueError, match="but got rng=None"):
-        function(activation)(torch.ones(3), rng=None)
-    with pytest.raises(TypeError, match=r"inplace has to be True or False, but got inplace=0\.2"):
-        MODULES[activation.name](0.5, *parameters(activation), 0.2)
-    with pytest.raises(TypeError, match="training has to be True or False, but got training=1"):
-        function(activation)(torch.ones(3), training=1)
+    with pytest.raises(ValueError, match=r"rng='fats': it must be 'eager' or 'fast'"):
+        module(activation, rng="fats")
+    with pytest.raises(ValueError, match="rng=None: "):
+        function(activation, torch.ones(3), rng=None)
+    with pytest.raises(TypeError, match=r"inplace=0\.2: it must be True or False"):
+        module(activation, inplace=0.2)
+    with pytest.raises(TypeError, match="training=1: it must be True or False"):
+        function(activation, torch.ones(3), training=1)
 
 
 @activations
 def test_a_changed_probability_counts(activation):
     """As with nn.Dropout, p may change during training."""
-    module = MODULES[activation.name](0.5)
-    module.p = 0.0
-    assert torch.equal(module(torch.ones(100)), torch.ones(100))
-    module.p = 2
-    with pytest.raises(ValueError, match="but got p=2"):
-        module(torch.ones(100))
+    one = module(activation, 0.5)
+    one.p = 0.0
+    x = torch.ones(100)
+    assert torch.equal(one(x), activation.function(x, *values(activation)))
+    one.p = 2
+    with pytest.raises(ValueError, match="p=2: "):
+        one(x)
+
+
+@activations
+def test_a_changed_parameter_counts(activation):
+    one, x = module(activation).eval(), torch.linspace(-4, 4, 200)
+    for parameter in activation.parameters:
+        if parameter.choices is None:
+            before = one(x)
+            setattr(one, parameter.name, getattr(one, parameter.name) * 2)
+            assert not torch.equal(one(x), before)
+            setattr(one, parameter.name, "high")
+            with pytest.raises(ValueError, match=f"{parameter.name}='high'"):
+                one(x)
+            setattr(one, parameter.name, 0.3)
 
 
 @activations
 def test_transformed_calls_take_the_composition(activation):
     """torch.func sees through it: the composition's own derivative rules apply."""
     x = torch.randn(50)
-    module = MODULES[activation.name](0.0, *parameters(activation))
-    gradient = torch.func.grad(lambda x: module(x).sum())(x)
-    tangent = torch.func.jvp(module, (x,), (torch.ones(50),))[1]
-    assert torch.equal(gradient, tangent)
+    one = module(activation, 0.0)
+    gradient = torch.func.grad(lambda x: one(x).sum())(x)
+    tangent = torch.func.jvp(one, (x,), (torch.ones(50),))[1]
+    torch.testing.assert_close(gradient, tangent)
     assert gradient.abs().sum() > 0
-    masks = torch.func.vmap(MODULES[activation.name](0.5), randomness="different")(torch.ones(4, 100))
-    assert len({tuple(row.tolist()) for row in masks}) == 4
+    masks = torch.func.vmap(module(activation, 0.5), randomness="different")(torch.ones(4, 100))
+    if activation.function(torch.ones(1), *values(activation)) != 0:
+        assert len({tuple(row.tolist()) for row in masks}) == 4
+
+
+@activations
+def test_functions_are_seen_by_torch_function(activation):
+    """A tensor subclass gets the call, and a torch.fx trace holds one node."""
+
+    class Logged(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            calls.append(func)
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    calls = []
+    x = torch.randn(30).as_subclass(Logged)
+    y = function(activation, x, 0.5, False)
+    assert isinstance(y, Logged)
+    assert public(activation).function in calls
+    graph = torch.fx.symbolic_trace(lambda x: function(activation, x, 0.3))
+    nodes = [node for node in graph.graph.nodes if node.op == "call_function"]
+    assert [node.target for node in nodes] == [public(activation).function]
+    torch.manual_seed(1)
+    expected = function(activation, torch.ones(50), 0.3)
+    torch.manual_seed(1)
+    assert torch.equal(graph(torch.ones(50)), expected)
+
+
+def test_fused_module_cases_have_no_default_parameter():
+    """So that the other tests notice a parameter that is ignored."""
+    for activation in EVERY:
+        layer = fused_module(activation)
+        for parameter in activation.parameters:
+            if parameter.choices is None:
+                assert getattr(layer, parameter.name) != parameter.default

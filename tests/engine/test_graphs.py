@@ -9,26 +9,31 @@ import itertools
 import pytest
 import torch
 from cases import (
-    ACTIVATIONS,
     DTYPES,
-    MODULES,
     OFFSET,
     PROCESSORS,
     SEED,
-    activations,
     assert_equals_eager,
+    configured,
     eager_modules,
     fused_module,
-    parameters,
-    prepare,
+    public,
+    representatives,
     rngs,
+    values,
 )
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
-from fusedact import ops, random, reference
+from fusedact import composition, dispatch, masks, operators, rows
 from fusedact.activations import Saves
+from fusedact.kernels import launch
+from fusedact.kernels.configuration import grid
+from fusedact.masks import generator as generators
+from fusedact.masks import oracle
+from fusedact.masks import plan as plans
+from fusedact.masks.generator import PhiloxState
 
 dynamics = pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 
@@ -47,7 +52,7 @@ def path(request, monkeypatch) -> str:
     if request.param == "operators":
         if request.getfixturevalue("device") == "cuda":
             pytest.skip("with a GPU the kernels run there, not in the interpreter")
-        monkeypatch.setattr(ops, "_OPERATORS", "cpu")
+        monkeypatch.setattr(operators, "DEVICE", "cpu")
     return "cpu"
 
 
@@ -62,7 +67,7 @@ def train(module, x, seed=1):
 # torch.compile
 
 
-@activations
+@representatives
 @dynamics
 @pytest.mark.parametrize(("p", "training"), [(0.5, False), (0.0, True)], ids=["eval", "p=0"])
 @pytest.mark.parametrize("path", ["composition", "cuda"], indirect=True)
@@ -77,7 +82,7 @@ def test_what_drops_nothing_is_eagers(activation, dynamic, p, training, path):
     assert all(map(torch.equal, result, expected))
 
 
-@activations
+@representatives
 @dynamics
 def test_a_seed_is_no_reason_to_compile_again(activation, dynamic, path):
     """One graph for all seeds, and with dynamic shapes for all sizes, whatever they are divisible by."""
@@ -94,7 +99,7 @@ def test_a_seed_is_no_reason_to_compile_again(activation, dynamic, path):
     assert counters["stats"]["unique_graphs"] == 1
 
 
-@activations
+@representatives
 @pytest.mark.parametrize("path", ["operators", "cuda"], indirect=True)
 def test_a_compiled_net_learns(activation, path):
     torch.manual_seed(2)
@@ -122,7 +127,7 @@ def traced(function, x):
     return operators(counter.graphs)
 
 
-@activations
+@representatives
 @pytest.mark.parametrize("path", ["operators", "cuda"], indirect=True)
 def test_who_is_given_the_operators(activation, path):
     """Not functorch's transforms, forward mode or subclasses, which see through the composition alone."""
@@ -142,10 +147,10 @@ def test_who_is_given_the_operators(activation, path):
 
 
 def test_on_a_cpu_the_compiler_is_given_the_composition():
-    assert traced(fused_module(ACTIVATIONS[0]), torch.ones(5)) == []
+    assert traced(fused_module(rows.RELU), torch.ones(5)) == []
 
 
-@activations
+@representatives
 def test_in_place(activation, path):
     x = torch.rand(1000, device=path) + 0.1
     buffer = x.clone()
@@ -156,7 +161,7 @@ def test_in_place(activation, path):
     assert 0.3 < (y != 0).double().mean() < 0.7
 
 
-@activations
+@representatives
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_gradients_in_place(activation, backend, path):
     x = torch.randn(1000, device=path)
@@ -170,7 +175,7 @@ def test_gradients_in_place(activation, backend, path):
 
 @torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
 def test_a_size_that_depends_on_data(path):
-    compiled = torch.compile(lambda x: fused_module(ACTIVATIONS[0])(x[x > 0]), fullgraph=True)
+    compiled = torch.compile(lambda x: fused_module(rows.RELU)(x[x > 0]), fullgraph=True)
     for x in (torch.randn(100, device=path), torch.randn(1000, device=path), -torch.ones(9, device=path)):
         assert compiled(x).shape == ((x > 0).sum(),)
 
@@ -180,10 +185,10 @@ def test_a_size_that_depends_on_data(path):
 
 def arguments(activation, x, rng, watched=False):
     numbers = (torch.tensor([SEED - 2**64], device=x.device), torch.tensor([OFFSET], device=x.device))
-    return x, *numbers, activation.name, (*parameters(activation), 0.0)[0], 0.3, rng, watched
+    return x, *numbers, activation.name, list(values(activation)), 0.3, rng, watched
 
 
-@activations
+@representatives
 @pytest.mark.parametrize(("rng", "watched"), [("eager", False), ("eager", True), ("fast", True)])
 def test_opcheck(activation, rng, watched, device):
     x = torch.randn(6, 40, device=device)
@@ -196,7 +201,7 @@ def test_opcheck(activation, rng, watched, device):
         torch.library.opcheck(torch.ops.fusedact.activation_dropout_backward, inputs)
 
 
-@activations
+@representatives
 @rngs
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_operators_are_exact(activation, rng, dtype, device):
@@ -204,29 +209,29 @@ def test_operators_are_exact(activation, rng, dtype, device):
     for shape in ((9, 8, 120), (7, 11, 13), (1, 1, 2), (6, 101, 7)):
         x = torch.randn(shape, device=device).to(dtype).transpose(0, 2).requires_grad_()
         dy = torch.randn(x.shape, device=device).to(dtype)
-        n, plan = x.numel(), plan.graph_plan(rng, x.numel(), dtype.itemsize)
+        n, plan = x.numel(), plans.graph_plan(rng, x.numel(), dtype.itemsize)
         if rng == "fast":
             keep = masks.fast_mask(n, 0.3, SEED, OFFSET)
         else:
             words = oracle.eager_words(torch.arange(n), plan, SEED, OFFSET)
-            keep = words < plan.keep_threshold(0.3, dtype is torch.float64)
+            keep = words < plans.keep_threshold(0.3, dtype is torch.float64)
         keep = torch.as_strided(keep, x.shape, x.stride()).to(device)
         y, *_ = torch.ops.fusedact.activation_dropout(*arguments(activation, x, rng))
         (dx,) = torch.autograd.grad(y, x, dy)
         assert y.stride() == dx.stride() == x.stride()
-        p, x = plan.used_probability(0.3, rng), x.detach()
+        p, x = plans.used_probability(0.3, rng), x.detach()
         for value, function, wide in (
             (
                 y,
                 lambda x, dy, p=p, keep=keep, rng=rng: composition.forward(
-                    activation, x, parameters(activation), p, keep, rng
+                    activation, x, values(activation), p, keep, rng
                 ),
                 "eager",
             ),
             (
                 dx,
                 lambda x, dy, p=p, keep=keep, rng=rng: composition.backward(
-                    activation, x, parameters(activation), p, keep, dy, rng
+                    activation, x, values(activation), p, keep, dy, rng
                 ),
                 "eager",
             ),
@@ -237,15 +242,15 @@ def test_operators_are_exact(activation, rng, dtype, device):
 
 @rngs
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_one_formula_for_the_tiles(rng, dtype, launch):
+def test_one_formula_for_the_tiles(rng, dtype, device):
     """The operator's bits hold all that the kernel writes, and little more; its int32 don't overflow."""
     for base in (0, 4096, 2**20, 2**30, 2**31, 2**33, 2**36):
         for n in range(max(base - 9, 1), base + 9):
-            plan = plan.graph_plan(rng, n, dtype.itemsize)
+            plan = plans.graph_plan(rng, n, dtype.itemsize)
             assert 256 * plan.blocks * plan.lanes <= 2**30 + 256 * plan.lanes
-            programs, iterations, rounds = launch.grid(n, plan)
+            programs, iterations, rounds = grid(n, plan)
             x = torch.empty(n, dtype=dtype, device="meta")
-            _, bits, signs = ops._forward_fake(x, x, x, "relu", 0.0, 0.5, rng, True)
+            _, bits, signs = operators._forward_fake(x, x, x, "relu", [], 0.5, rng, True)
             assert signs.numel() == bits.numel()
             spare = bits.numel() // 128 - programs * iterations * rounds
             assert 0 <= spare <= (0 if n < 2**30 else 2**18 + 1)
@@ -254,7 +259,7 @@ def test_one_formula_for_the_tiles(rng, dtype, launch):
 # torch.fx
 
 
-@activations
+@representatives
 def test_a_symbolic_trace_has_the_module_as_one_node(activation):
     """As one of PyTorch's own: p and the training flag stay the module's."""
     net = nn.Sequential(nn.Linear(8, 16), fused_module(activation), nn.Linear(16, 2))
@@ -268,7 +273,7 @@ def test_a_symbolic_trace_has_the_module_as_one_node(activation):
 # torch.export
 
 
-@activations
+@representatives
 @pytest.mark.parametrize("strict", [False, True])
 def test_export_in_eval(activation, strict):
     """PyTorch's own operators alone: it runs where fusedact isn't installed."""
@@ -309,18 +314,19 @@ def capturing(device, monkeypatch):
     generator = Generator(device)
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     monkeypatch.setattr(torch.Tensor, "get_device", lambda self: 0)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     monkeypatch.setattr(torch.cuda, "default_generators", [generator])
     monkeypatch.setattr(torch.cuda, "device_of", contextlib.nullcontext)
-    monkeypatch.setattr(random, "processors", lambda device: PROCESSORS)
-    monkeypatch.setattr(ops.kernels(), "loaded", lambda configuration, x: True)
+    monkeypatch.setattr(plans, "processors", lambda device: PROCESSORS)
+    monkeypatch.setattr(dispatch, "_is_capturing", lambda: True)
+    monkeypatch.setattr(dispatch, "_current_device", lambda: 0)
+    monkeypatch.setattr(launch, "ready_to_capture", lambda configuration, device, differentiable: True)
     return generator
 
 
-@activations
+@representatives
 @rngs
 @pytest.mark.parametrize("seed", [7, SEED])
-def test_numbers_from_the_device_are_those_from_the_host(activation, rng, seed, device, launch):
+def test_numbers_from_the_device_are_those_from_the_host(activation, rng, seed, device):
     for offset, within in ((0, 0), (OFFSET - 12, 12), (2**64 - 8, 4)):
         x = torch.randn(5000, device=device)
         configuration = prepare(activation, x, 0.3, rng)
@@ -330,20 +336,20 @@ def test_numbers_from_the_device_are_those_from_the_host(activation, rng, seed, 
         results = []
         for draw in draws:
             y = torch.empty_like(x)
-            results.append((launch.forward(configuration, x, y, draw), y))
+            results.append((launch.forward(configuration, x, y, draw).bits, y))
         assert all(map(torch.equal, *results))
 
 
-@activations
+@representatives
 def test_a_captured_call_reads_what_each_replay_writes(activation, capturing, monkeypatch):
     """One launch whose arguments never change, run again."""
     launches = []
-    forward = ops.kernels().forward
-    monkeypatch.setattr(ops.kernels(), "forward", lambda *a: launches.append(a) or forward(*a))
+    forward = launch.forward
+    monkeypatch.setattr(launch, "forward", lambda *a: launches.append(a) or forward(*a))
     x = torch.rand(5000) + 0.1
     module = fused_module(activation, 0.3)
     module(x), module(x)
-    plan = plan.eager_plan(5000, 4, *PROCESSORS)
+    plan = plans.eager_plan(5000, 4, *PROCESSORS)
     for seed, offset in ((SEED, OFFSET), (SEED, OFFSET + 2 * plan.increment), (3, 0)):
         capturing.replay(seed, offset)
         for call, arguments in enumerate(launches):
@@ -353,12 +359,14 @@ def test_a_captured_call_reads_what_each_replay_writes(activation, capturing, mo
     assert len(launches) == 2
 
 
-@activations
+@representatives
 def test_a_captured_call_before_torch_2_14_draws_its_seed(activation, capturing, monkeypatch):
     monkeypatch.delattr(Generator, "philox_state")
     drawn = []
+    draw = generators.drawn_on_device
+    cpu = torch.device("cpu")
     monkeypatch.setattr(
-        random, "draw_on_device", lambda x, f=random.draw_on_device: drawn.append(f(x)) or drawn[-1]
+        generators, "drawn_on_device", lambda device: drawn.append(draw(cpu)) or drawn[-1]
     )
     x = torch.rand(1000) + 0.1
     results = [train(fused_module(activation), x, seed) for seed in (1, 1, 2)]
@@ -373,14 +381,14 @@ def test_a_captured_call_before_torch_2_14_draws_its_seed(activation, capturing,
 
 def test_a_captured_call_whose_kernels_are_not_loaded_is_the_composition(capturing, monkeypatch):
     """Nothing can be loaded while a graph is captured."""
-    monkeypatch.setattr(ops.kernels(), "loaded", lambda configuration, x: False)
-    monkeypatch.setattr(ops.kernels(), "forward", None)
+    monkeypatch.setattr(launch, "ready_to_capture", lambda configuration, device, differentiable: False)
+    monkeypatch.setattr(launch, "forward", None)
     x = torch.randn(1000)
-    results = [train(make(ACTIVATIONS[0]), x) for make in (fused_module, eager_modules)]
+    results = [train(make(rows.RELU), x) for make in (fused_module, eager_modules)]
     assert all(map(torch.equal, *results))
 
 
-@activations
+@representatives
 @pytest.mark.usefixtures("cuda")
 def test_replays_of_a_captured_step(activation):
     """Fresh masks at each replay, the same ones from the same seed, gradients that go with them.
@@ -420,18 +428,18 @@ def test_replays_of_a_captured_step(activation):
             assert torch.equal(y != 0, expected != 0)
 
 
-@activations
+@representatives
 @pytest.mark.usefixtures("cuda")
 def test_a_captured_step_runs_the_kernels(activation, monkeypatch):
     x = torch.randn(10_000, device="cuda", requires_grad=True)
     module = fused_module(activation)
     module(x).sum().backward()
-    monkeypatch.setattr(reference, "composition", None)
+    monkeypatch.setattr(dispatch, "composition", None)
     with torch.cuda.graph(torch.cuda.CUDAGraph()):
         module(x).sum().backward()
 
 
-@activations
+@representatives
 @pytest.mark.usefixtures("cuda")
 def test_the_compilers_own_cuda_graphs(activation):
     compiled = torch.compile(fused_module(activation), fullgraph=True, mode="reduce-overhead")

@@ -57,6 +57,8 @@ def check(activation, x, dy, p, dense=None, rng="eager"):
 @dtypes
 @pytest.mark.parametrize("n", SIZES)
 def test_values_and_gradients(activation, rng, dtype, n, device):
+    if rng == "fast" and n not in (7, 1000, 8200):
+        pytest.skip("fast has no loop: a size of each vec will do")
     x, dy = torch.randn(2, n, device=device).mul_(2).to(dtype)
     check(activation, x, dy, 0.3, rng=rng)
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 from cases import PROCESSORS, SEED
 
-from fusedact import random, reference
+from fusedact import masks
+from fusedact.masks import oracle
+from fusedact.masks import plan as plans
 
 
 @pytest.mark.parametrize(
@@ -90,13 +92,13 @@ def test_mask_equals_eagers_loop(n, dtype, alignment):
     offset = 4 * (2**32 - 1)
     keep, increment = emulate(n, 0.3, dtype, SEED, offset, *processors, alignment)
     assert torch.equal(masks.eager_mask(n, 0.3, dtype, SEED, offset, *processors, alignment), keep)
-    assert plan.eager_plan(n, dtype.itemsize, *processors, alignment).increment == increment
+    assert plans.eager_plan(n, dtype.itemsize, *processors, alignment).increment == increment
 
 
 @pytest.mark.parametrize("p", [0.001, 0.1, 0.3, 0.5, 0.9, 0.99, 1e-10, 1 - 1e-10, 1 / 3])
 @pytest.mark.parametrize("double", [False, True])
 def test_threshold_is_where_eagers_comparison_turns(p, double):
-    threshold = plan.keep_threshold(p, double)
+    threshold = plans.keep_threshold(p, double)
     near = numpy.arange(max(0, threshold - 300), min(2**32, threshold + 300), dtype=numpy.uint32)
     uniform = near.astype(numpy.float32) * numpy.float32(2.0**-32) + numpy.float32(2.0**-33)
     bound = numpy.float64(1 - p) if double else numpy.float32(1 - p)
@@ -106,19 +108,19 @@ def test_threshold_is_where_eagers_comparison_turns(p, double):
 
 def test_scales():
     for p in (0.1, 0.3, 0.9, 0.99):
-        forward, backward = plan.scales(p, double=False)
+        forward, backward = plans.scales(p, double=False)
         assert forward == numpy.float32(1.0 / numpy.float64(numpy.float32(1 - p)))
         assert backward == numpy.float32(1 / (1 - p))
-        assert plan.scales(p, double=True) == (1 / (1 - p),) * 2
+        assert plans.scales(p, double=True) == (1 / (1 - p),) * 2
 
 
 def test_plan():
     # 64 x 128 in bfloat16 on a GPU with 132 multiprocessors of 2048 threads
-    assert plan.eager_plan(8192, 2, 132, 2048) == ("eager", 8, 8, 32, 4)
+    assert plans.eager_plan(8192, 2, 132, 2048) == ("eager", 8, 8, 32, 4)
     # past one iteration of the grid: 2**26 elements, 132 * 8 blocks
-    assert plan.eager_plan(2**26, 4, 132, 2048) == ("eager", 4, 4, 1056, 4 * (-(-(2**26) // (1056 * 1024))))
-    assert plan.eager_plan(6, 8, *PROCESSORS).vec == 2
-    assert plan.eager_plan(2**33 + 1, 2, 132, 2048).vec == 1
+    assert plans.eager_plan(2**26, 4, 132, 2048) == ("eager", 4, 4, 1056, 4 * (-(-(2**26) // (1056 * 1024))))
+    assert plans.eager_plan(6, 8, *PROCESSORS).vec == 2
+    assert plans.eager_plan(2**33 + 1, 2, 132, 2048).vec == 1
 
 
 @pytest.mark.parametrize(

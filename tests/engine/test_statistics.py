@@ -12,7 +12,9 @@ import torch
 from cases import rngs
 from scipy import stats
 
-from fusedact import random, reference
+from fusedact import masks
+from fusedact.masks import generator, oracle
+from fusedact.masks import plan as plans
 
 ALARM = 1e-6
 PROCESSORS = (132, 2048)
@@ -35,25 +37,14 @@ class Generator:
         self.offset = offset
 
 
-class OnDevice:
-    """The part of a CUDA tensor that a draw uses."""
-
-    def __init__(self, n, index):
-        self.n, self.index = n, index
-
-    def get_device(self):
-        return self.index
-
-
 def test_a_draw_moves_its_own_devices_generator_as_eager_would(monkeypatch):
     generators = (Generator(), Generator())
     monkeypatch.setattr(torch.cuda, "default_generators", generators)
-    tensors = [OnDevice(n, 1) for n in (8192, 8192, 2**26)]
-    plans = [device_plan("eager", tensor.n, 4, *PROCESSORS) for tensor in tensors]
-    calls = [random.draw(tensor, plan) for tensor, plan in zip(tensors, plans, strict=True)]
-    assert [seed for seed, _, _ in calls] == [42] * 3
-    assert [offset for _, offset, _ in calls] == [8, 12, 16]
-    assert generators[1].offset == 16 + plans[2].increment
+    walks = [plans.eager_plan(n, 4, *PROCESSORS) for n in (8192, 8192, 2**26)]
+    states = [generator.reserve(1, plan) for plan in walks]
+    assert [state.seed for state in states] == [42] * 3
+    assert [state.offset for state in states] == [8, 12, 16]
+    assert generators[1].offset == 16 + walks[2].increment
     assert generators[0].offset == 8
 
 
@@ -72,29 +63,29 @@ def test_keep_rate(p, dtype):
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.9, 0.99, 0.001, 1e-5, 1 - 1e-5])
 def test_keep_rate_of_fast_is_that_of_the_probability_it_uses(p):
-    used = plan.used_probability(p, "fast")
+    used = plans.used_probability(p, "fast")
     kept = int(keep(p, rng="fast").sum())
     assert stats.binomtest(kept, N, 1 - used).pvalue > ALARM
 
 
 @pytest.mark.parametrize("p", [1e-12, 2**-17, 0.1, 1 / 3, 0.9, 0.99, 1 - 2**-16, 1 - 2**-17])
 def test_fast_rounds_the_probability_in_the_open(p):
-    used = plan.used_probability(p, "fast")
+    used = plans.used_probability(p, "fast")
     assert abs(used - p) <= 2**-17
     assert used * 65536 == int(used * 65536)
-    assert plan.keep_threshold(used, False, "fast") == (1 - used) * 2**32
-    assert plan.scales(used, double=False)[0] == pytest.approx(1 / (1 - used), rel=2**-24)
-    assert plan.used_probability(p, "eager") == p
+    assert plans.keep_threshold(used, False, "fast") == (1 - used) * 2**32
+    assert plans.scales(used, double=False).forward == pytest.approx(1 / (1 - used), rel=2**-24)
+    assert plans.used_probability(p, "eager") == p
 
 
 def test_fast_keeps_one_in_65536_where_the_nearest_probability_would_keep_none():
-    assert plan.used_probability(1 - 1e-12, "fast") == 1 - 2**-16
+    assert plans.used_probability(1 - 1e-12, "fast") == 1 - 2**-16
 
 
 @rngs
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.99])
 def test_expectation_is_unbiased(p, rng):
-    forward, _ = plan.scales(plan.used_probability(p, rng), double=False)
+    forward, _ = plans.scales(plans.used_probability(p, rng), double=False)
     values = keep(p, rng=rng).double() * forward
     z = (values.mean() - 1) / (values.std() / N**0.5)
     assert abs(z) < stats.norm.isf(ALARM / 2)
@@ -122,7 +113,7 @@ def test_elements_at_a_distance_are_independent(p, rng, distance):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_calls_are_independent(dtype, rng):
     n = N // 4
-    plan = device_plan(rng, n, dtype.itemsize, *PROCESSORS)
+    plan = plans.fast_plan(n, dtype.itemsize) if rng == "fast" else plans.eager_plan(n, dtype.itemsize, *PROCESSORS)
     masks = [keep(0.5, offset=i * plan.increment, dtype=dtype, n=n, rng=rng) for i in range(3)]
     masks.append(keep(0.5, seed=1235, dtype=dtype, n=n, rng=rng))
     for a, b in itertools.combinations(masks, 2):
@@ -141,7 +132,7 @@ def test_places_in_a_word_and_in_a_block_are_alike(rng):
 
 
 def test_words_are_uniform():
-    plan = plan.eager_plan(N, 2, *PROCESSORS)
+    plan = plans.eager_plan(N, 2, *PROCESSORS)
     words = oracle.eager_words(torch.arange(N), plan, 1234, 0)
     for shift in (0, 8, 16, 24):
         counts = torch.bincount((words >> shift) & 0xFF, minlength=256).numpy()
@@ -167,7 +158,7 @@ def test_no_counter_of_fast_comes_twice():
 
 
 def test_no_two_elements_of_a_call_share_a_word():
-    plan = plan.eager_plan(2**18, 2, *PROCESSORS)
+    plan = plans.eager_plan(2**18, 2, *PROCESSORS)
     words = oracle.eager_words(torch.arange(2**18), plan, 1234, 0)
     # By chance about 2**36 / 2 / 2**32 = 8 pairs collide.
     assert 2**18 - words.unique().numel() <= stats.poisson.isf(ALARM, 8)

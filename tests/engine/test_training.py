@@ -5,19 +5,22 @@ Masks come from the device's generator, so whoever saves and restores its state 
 
 import pytest
 import torch
-from cases import DTYPES, OFFSET, PROCESSORS, activations, eager_modules, fused_module
+from cases import DTYPES, OFFSET, PROCESSORS, eager_modules, fused_module, representatives
 from torch import nn
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from fusedact import ops, random
+from fusedact import dispatch
+from fusedact.masks import generator
+from fusedact.masks import plan as plans
+from fusedact.masks.generator import PhiloxState
 
 
 @pytest.fixture(params=["composition", "interpreter", "cuda"])
 def path(request, monkeypatch) -> str:
     """The device of each path that a call can take.
 
-    In the interpreter CPU tensors pass for a GPU's, so that `ops` decides as it would on one, and the
+    In the interpreter CPU tensors pass for a GPU's, so that `dispatch` decides as it would on one, and the
     CPU's generator for the GPU's: it is what is saved, restored and forked.
     """
     if request.param == "cuda":
@@ -26,12 +29,13 @@ def path(request, monkeypatch) -> str:
         if request.getfixturevalue("device") == "cuda":
             pytest.skip("with a GPU the kernels run there, not in the interpreter")
         monkeypatch.setattr(torch.Tensor, "is_cuda", True)
-        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-        monkeypatch.setattr(random, "processors", lambda device: PROCESSORS)
+        monkeypatch.setattr(dispatch, "_is_capturing", lambda: False)
+        monkeypatch.setattr(dispatch, "_current_device", lambda: -1)
+        monkeypatch.setattr(plans, "processors", lambda device: PROCESSORS)
         monkeypatch.setattr(
-            random, "draw", lambda x, plan: PhiloxState(int(torch.randint(2**62, ())), OFFSET)
+            generator, "reserve", lambda device, plan: PhiloxState(int(torch.randint(2**62, ())), OFFSET)
         )
-        assert ops._runs_kernels(torch.ones(1))
+        assert dispatch.runs_kernels(torch.ones(1))
     return "cpu"
 
 
@@ -54,7 +58,7 @@ def call(module, x, seed=1):
 # Mixed precision
 
 
-@activations
+@representatives
 @pytest.mark.parametrize("autocast", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_autocast_changes_nothing_and_keeps_eagers_dtype(activation, autocast, dtype, path):
@@ -68,7 +72,7 @@ def test_autocast_changes_nothing_and_keeps_eagers_dtype(activation, autocast, d
     assert all(map(torch.equal, result, plain))
 
 
-@activations
+@representatives
 def test_grad_scaler_scales_and_skips(activation, path):
     """A power of two changes no bit of a step; a step whose gradients overflow is left out."""
 
@@ -92,7 +96,7 @@ def test_grad_scaler_scales_and_skips(activation, path):
     assert (scale, halved) == (1024, 512)
 
 
-@activations
+@representatives
 @pytest.mark.parametrize("autocast", [torch.float16, torch.bfloat16], ids=str)
 def test_a_net_learns_in_mixed_precision(activation, autocast, path):
     net = nn.Sequential(nn.Linear(8, 32), fused_module(activation, 0.2), nn.Linear(32, 1)).to(path)
@@ -137,7 +141,7 @@ def disagreement(a, b):
     return (a != b).double().mean().item()
 
 
-@activations
+@representatives
 @pytest.mark.parametrize("use_reentrant", [True, False])
 @pytest.mark.parametrize("preserve", [True, False])
 def test_a_checkpoint_recomputes_the_mask(activation, use_reentrant, preserve, path):
@@ -164,7 +168,7 @@ def test_a_checkpoint_recomputes_the_mask(activation, use_reentrant, preserve, p
     assert moved is not preserve
 
 
-@activations
+@representatives
 def test_backward_draws_nothing(activation, path):
     """The mask that backward applies is the one that forward kept."""
     x = torch.rand(1000, device=path) + 0.1  # all pass the activation: zeros are dropped elements
@@ -181,7 +185,7 @@ def test_backward_draws_nothing(activation, path):
 # States of the generator
 
 
-@activations
+@representatives
 def test_states_of_the_generator_reproduce_masks(activation, path):
     module, x = fused_module(activation), torch.rand(1000, device=path) + 0.1
     state = get_state(path)
@@ -197,7 +201,7 @@ def test_states_of_the_generator_reproduce_masks(activation, path):
     assert torch.equal(module(x), forked)
 
 
-@activations
+@representatives
 @pytest.mark.parametrize(("p", "training"), [(0.5, False), (0.0, True)])
 def test_what_drops_nothing_draws_nothing(activation, p, training, path):
     x = torch.randn(100, device=path)
@@ -209,7 +213,7 @@ def test_what_drops_nothing_draws_nothing(activation, p, training, path):
 # torch.func, whose transforms see through the composition
 
 
-@activations
+@representatives
 @pytest.mark.parametrize("inplace", [False, True])
 def test_func_grad_is_eagers(activation, inplace, path):
     x, weight = torch.randn(2, 300, device=path)
@@ -223,7 +227,7 @@ def test_func_grad_is_eagers(activation, inplace, path):
     assert 0.2 < (result == 0).double().mean() < 0.9
 
 
-@activations
+@representatives
 def test_forward_mode_is_the_gradient(activation, path):
     """Elementwise, so the derivative along ones is the gradient of the sum."""
     module = fused_module(activation)
@@ -238,7 +242,7 @@ def test_forward_mode_is_the_gradient(activation, path):
         torch.testing.assert_close(result, expected)
 
 
-@activations
+@representatives
 def test_vmap_draws_as_its_randomness_says(activation, path):
     module = fused_module(activation)
     x = (torch.rand(1000, device=path) + 0.1).expand(4, 1000)
@@ -254,7 +258,7 @@ def test_vmap_draws_as_its_randomness_says(activation, path):
     assert torch.equal(torch.func.vmap(module.eval())(x), activation.function(x))
 
 
-@activations
+@representatives
 @pytest.mark.parametrize("randomness", ["different", "same"])
 def test_gradients_per_sample(activation, randomness, path):
     """vmap over grad: each sample's gradient has the mask that its value had."""
