@@ -67,7 +67,7 @@ class Activation:
     Attributes:
         name: of the function `<name>_dropout` and of the Triton functions; an identifier.
         function: PyTorch's, called as `function(input, *numbers)`, with `inplace=True` if it has that.
-        formula: act(x) in LaTeX.
+        formula: act(x), in plain text.
         saves: what forward keeps.
         module: PyTorch's class; None if PyTorch has none. Subclasses are not meant.
         parameters: at most two, in PyTorch's order.

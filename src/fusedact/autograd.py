@@ -121,7 +121,8 @@ def _backward(call: _Call, dy: Tensor, bits: Tensor, saved: Tensor | None = None
     dy = ordered_as(dy, call.stride)
     dx = _empty_like(dy)
     saved = saved if saved is None else ordered_as(saved, call.stride)
-    launch.backward(call.configuration, dy, saved, bits.contiguous(), dx)
+    if not launch.backward(call.configuration, dy, saved, bits.contiguous(), dx):
+        return _composed_backward(call, dy, bits, saved)
     return dx
 
 

@@ -36,7 +36,7 @@ RELU = add_row(
         name="relu",
         module=nn.ReLU,
         function=F.relu,
-        formula=r"\max(x, 0)",
+        formula="max(x, 0)",
         saves=Saves.ONE_BIT,
         exact=True,
         representable=True,
@@ -50,7 +50,7 @@ RELU6 = add_row(
         name="relu6",
         module=nn.ReLU6,
         function=F.relu6,
-        formula=r"\min(\max(x, 0), 6)",
+        formula="min(max(x, 0), 6)",
         saves=Saves.ONE_BIT,
         exact=True,
         representable=True,
@@ -63,7 +63,7 @@ HARDTANH = add_row(
         name="hardtanh",
         module=nn.Hardtanh,
         function=F.hardtanh,
-        formula=r"\min(\max(x, \mathrm{min\_val}), \mathrm{max\_val})",
+        formula="min(max(x, min_val), max_val)",
         saves=Saves.ONE_BIT,
         parameters=(
             Parameter("min_val", -1.0, "the lowest output"),
@@ -80,7 +80,7 @@ HARDSIGMOID = add_row(
         name="hardsigmoid",
         module=nn.Hardsigmoid,
         function=F.hardsigmoid,
-        formula=r"\min(\max(x + 3, 0), 6) / 6",
+        formula="min(max(x + 3, 0), 6) / 6",
         saves=Saves.ONE_BIT,
         exact=True,
         slope=0.1666666716337204,  # float32's sixth, by which PyTorch multiplies in float64 too
@@ -93,7 +93,7 @@ HARDSHRINK = add_row(
         name="hardshrink",
         module=nn.Hardshrink,
         function=F.hardshrink,
-        formula=r"x \text{ if } |x| > \mathrm{lambd} \text{ else } 0",
+        formula="x if |x| > lambd, else 0",
         saves=Saves.ONE_BIT,
         parameters=(Parameter("lambd", 0.5, "half the width of the range that becomes 0"),),
         exact=True,
@@ -107,7 +107,7 @@ SOFTSHRINK = add_row(
         name="softshrink",
         module=nn.Softshrink,
         function=F.softshrink,
-        formula=r"\operatorname{sign}(x) \max(|x| - \mathrm{lambd}, 0)",
+        formula="sign(x) max(|x| - lambd, 0)",
         saves=Saves.ONE_BIT,
         parameters=(Parameter("lambd", 0.5, "what |x| loses, at least 0"),),
         rule=lambda lambd: None if lambd >= 0 else "lambd must be at least 0",
@@ -121,7 +121,7 @@ THRESHOLD = add_row(
         name="threshold",
         module=nn.Threshold,
         function=F.threshold,
-        formula=r"x \text{ if } x > \mathrm{threshold} \text{ else } \mathrm{value}",
+        formula="x if x > threshold, else value",
         saves=Saves.ONE_BIT,
         parameters=(
             Parameter("threshold", REQUIRED, "the highest input that is replaced"),
@@ -138,7 +138,7 @@ LEAKY_RELU = add_row(
         name="leaky_relu",
         module=nn.LeakyReLU,
         function=F.leaky_relu,
-        formula=r"x \text{ if } x > 0 \text{ else } \mathrm{negative\_slope} \cdot x",
+        formula="x if x > 0, else negative_slope x",
         saves=Saves.TWO_BITS,
         parameters=(Parameter("negative_slope", 0.01, "the slope below 0, any finite number"),),
         exact=True,
@@ -151,7 +151,7 @@ ELU = add_row(
         name="elu",
         module=nn.ELU,
         function=F.elu,
-        formula=r"x \text{ if } x > 0 \text{ else } \mathrm{alpha} (e^x - 1)",
+        formula="x if x > 0, else alpha (exp(x) - 1)",
         saves=Saves.INPUT,
         parameters=(Parameter("alpha", 1.0, "minus the limit at -inf, any finite number"),),
         inplace=True,
@@ -164,7 +164,7 @@ CELU = add_row(
         name="celu",
         module=nn.CELU,
         function=F.celu,
-        formula=r"\max(x, 0) + \min(\mathrm{alpha} (e^{x / \mathrm{alpha}} - 1), 0)",
+        formula="x if x > 0, else alpha (exp(x / alpha) - 1)",
         saves=Saves.INPUT,
         parameters=(Parameter("alpha", 1.0, "minus the limit at -inf, any finite number but 0"),),
         rule=lambda alpha: None if alpha != 0 else "alpha must not be 0, since x is divided by it",
@@ -177,7 +177,7 @@ SELU = add_row(
         name="selu",
         module=nn.SELU,
         function=F.selu,
-        formula=r"1.0507 \cdot (\max(x, 0) + \min(1.67326 (e^x - 1), 0))",
+        formula="1.0507 x if x > 0, else 1.7581 (exp(x) - 1)",
         saves=Saves.INPUT,
         inplace=True,
         saturated=lambda: _outside(-3.51),  # where 1.67326 exp(x) is a twentieth of its limit at 0
@@ -187,7 +187,7 @@ GELU_TANH = add_row(
     Activation(
         name="gelu_tanh",
         function=functools.partial(F.gelu, approximate="tanh"),
-        formula=r"x / 2 \cdot (1 + \tanh(\sqrt{2 / \pi} (x + 0.044715 x^3)))",
+        formula="x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))",
         saves=Saves.INPUT,
     )
 )
@@ -196,7 +196,7 @@ GELU = add_row(
         name="gelu",
         module=nn.GELU,
         function=F.gelu,
-        formula=r"x / 2 \cdot (1 + \operatorname{erf}(x / \sqrt{2}))",
+        formula="x / 2 (1 + erf(x / sqrt(2)))",
         saves=Saves.INPUT,
         parameters=(
             Parameter(
@@ -210,7 +210,7 @@ SILU = add_row(
         name="silu",
         module=nn.SiLU,
         function=F.silu,
-        formula=r"x / (1 + e^{-x})",
+        formula="x / (1 + exp(-x))",
         saves=Saves.INPUT,
         inplace=True,
     )
@@ -220,7 +220,7 @@ MISH = add_row(
         name="mish",
         module=nn.Mish,
         function=F.mish,
-        formula=r"x \tanh(\ln(1 + e^x))",
+        formula="x tanh(log(1 + exp(x)))",
         saves=Saves.INPUT,
         inplace=True,
     )
@@ -230,8 +230,7 @@ SOFTPLUS = add_row(
         name="softplus",
         module=nn.Softplus,
         function=F.softplus,
-        formula=r"\ln(1 + e^{\mathrm{beta} x}) / \mathrm{beta}"
-        r" \text{ if } \mathrm{beta} x \le \mathrm{threshold} \text{ else } x",
+        formula="log(1 + exp(beta x)) / beta if beta x <= threshold, else x",
         saves=Saves.INPUT,
         parameters=(
             Parameter("beta", 1.0, "the slope of the exponent, any finite number but 0"),
@@ -246,7 +245,7 @@ LOGSIGMOID = add_row(
         name="logsigmoid",
         module=nn.LogSigmoid,
         function=F.logsigmoid,
-        formula=r"-\ln(1 + e^{-x})",
+        formula="-log(1 + exp(-x))",
         saves=Saves.INPUT,
         saturated=lambda: ((2.95, inf),),
     )
@@ -256,7 +255,7 @@ TANHSHRINK = add_row(
         name="tanhshrink",
         module=nn.Tanhshrink,
         function=F.tanhshrink,
-        formula=r"x - \tanh(x)",
+        formula="x - tanh(x)",
         saves=Saves.INPUT,
         saturated=lambda: ((-0.227, 0.227),),
     )
@@ -266,7 +265,7 @@ HARDSWISH = add_row(
         name="hardswish",
         module=nn.Hardswish,
         function=F.hardswish,
-        formula=r"x \min(\max(x + 3, 0), 6) / 6",
+        formula="x min(max(x + 3, 0), 6) / 6",
         saves=Saves.INPUT,
         inplace=True,
         dead=lambda: _outside(-3.0),
@@ -277,7 +276,7 @@ SIGMOID = add_row(
         name="sigmoid",
         module=nn.Sigmoid,
         function=torch.sigmoid,
-        formula=r"1 / (1 + e^{-x})",
+        formula="1 / (1 + exp(-x))",
         saves=Saves.INPUT,
         saturated=lambda: _outside(-4.36, 4.36),
     )
@@ -287,7 +286,7 @@ TANH = add_row(
         name="tanh",
         module=nn.Tanh,
         function=torch.tanh,
-        formula=r"\tanh(x)",
+        formula="tanh(x)",
         saves=Saves.INPUT,
         saturated=lambda: _outside(-2.18, 2.18),
     )
@@ -297,7 +296,7 @@ SOFTSIGN = add_row(
         name="softsign",
         module=nn.Softsign,
         function=F.softsign,
-        formula=r"x / (1 + |x|)",
+        formula="x / (1 + |x|)",
         saves=Saves.INPUT,
         saturated=lambda: _outside(-3.48, 3.48),
     )
@@ -306,7 +305,7 @@ QUICK_GELU = add_row(
     Activation(
         name="quick_gelu",
         function=_quick_gelu,
-        formula=r"x / (1 + e^{-1.702 x})",
+        formula="x / (1 + exp(-1.702 x))",
         saves=Saves.INPUT,
     )
 )
@@ -314,7 +313,7 @@ SQUARED_RELU = add_row(
     Activation(
         name="squared_relu",
         function=_squared_relu,
-        formula=r"\max(x, 0)^2",
+        formula="max(x, 0)^2",
         saves=Saves.INPUT,
         dead=lambda: _outside(0.0),
     )

@@ -13,12 +13,10 @@ _KEPT = {
     Saves.TWO_BITS: "two bits",
     Saves.INPUT: "one bit and `input`",
 }
-_RNG = '''how the mask comes from the device's generator. "eager": the mask that `torch.nn.Dropout`
-        draws after the same `torch.manual_seed`. "fast": from 16 random bits per element, with `p` rounded to
-        a multiple of 2**-16; on a CPU the same as "eager".'''
+_RNG = """which mask is drawn. "eager": the mask that `torch.nn.Dropout` draws after the same
+        `torch.manual_seed`. "fast": a mask from 16 random bits per element, with `p` rounded to a multiple of
+        2**-16; on a CPU the same as "eager"."""
 _P = "probability of an element to be zeroed, in [0, 1]. The others are scaled by 1 / (1 - p)."
-_RAISES = '''TypeError: `input` is no dense floating-point tensor, or {flags} no bool.
-    ValueError: `p` is no number in [0, 1], `rng` has another value{parameters}.'''
 
 
 def signature(row: Activation, first: Iterable[inspect.Parameter], returns: object) -> inspect.Signature:
@@ -54,9 +52,7 @@ MODULE = (positional("p", 0.5, float), positional("inplace", False, bool))
 
 def of_function(row: Activation) -> str:
     """Return the docstring of a row's function."""
-    return f"""Apply {_call(row)} and dropout in one kernel each way; keep {_KEPT[row.saves]} per element.
-
-act(x) = {row.formula}
+    return f"""Compute `{_composition(row)}` in one kernel each way. {_kept(row)}
 
 Args:
     input: any shape and strides; float16, bfloat16, float32 or float64.
@@ -76,16 +72,15 @@ Raises:
 def of_module(row: Activation, name: str) -> str:
     """Return the docstring of a row's module."""
     given = "".join(f", {p.name}=0.1" for p in row.parameters if p.default is inspect.Parameter.empty)
-    return f"""Stand for {_modules(row)} in one kernel each way; keep {_KEPT[row.saves]} per element.
-
-act(x) = {row.formula}
+    return f"""Replace `{_modules(row)}` by one kernel each way. {_kept(row)}
 
 Args:
     p: {_P} Default: 0.5.
     inplace: write the result into the input's buffer. Default: False.
 {_parameters(row, defaults=True)}    rng: {_RNG} Default: "eager".
 
-Shape: input and output (*), any shape and strides; float16, bfloat16, float32 or float64.
+Shape:
+    input and output (*), any shape and strides; float16, bfloat16, float32 or float64.
 
 Raises:
     {_raises(row, "`inplace`")}
@@ -96,16 +91,23 @@ Examples:
 """
 
 
-def _call(row: Activation) -> str:
-    return "nothing" if row.saves is Saves.MASK else f"`{row.name}`"
+def _composition(row: Activation) -> str:
+    return "dropout(input, p)" if row.saves is Saves.MASK else f"dropout({row.name}(input), p)"
+
+
+def _kept(row: Activation) -> str:
+    kept = f"Backward needs {_KEPT[row.saves]} per element."
+    if row.from_output is not None:
+        kept += "\n\nIn place it needs one bit and the output, which the next layer keeps anyway."
+    return kept if row.saves is Saves.MASK else f"{kept}\n\n{row.name}(x) = {row.formula}"
 
 
 def _modules(row: Activation) -> str:
     if row.saves is Saves.MASK:
-        return "`nn.Dropout(p)`"
-    if row.module is None:
-        return f"`{row.name}`, then `nn.Dropout(p)`,"
-    return f"`nn.Sequential(nn.{row.module.__name__}({', '.join(row.names)}), nn.Dropout(p))`"
+        return "nn.Dropout(p)"
+    arguments = ", ".join(f"{name}={name}" for name in row.names)
+    first = row.name if row.module is None else f"nn.{row.module.__name__}({arguments})"
+    return f"nn.Sequential({first}, nn.Dropout(p))"
 
 
 def _parameters(row: Activation, defaults: bool = False) -> str:
@@ -119,4 +121,6 @@ def _parameters(row: Activation, defaults: bool = False) -> str:
 
 def _raises(row: Activation, flags: str) -> str:
     names = " or ".join(f"`{name}`" for name in row.names)
-    return _RAISES.format(flags=flags, parameters=f", or {names} is not allowed" if names else "")
+    parameters = f", {names} is not what is said above" if names else ""
+    return f"""TypeError: `input` is not a dense floating-point tensor, or {flags} is not a bool.
+    ValueError: `p` is not a number in [0, 1]{parameters}, or `rng` has another value."""

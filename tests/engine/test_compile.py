@@ -3,24 +3,29 @@
 In a process of its own: the other tests may have chosen the interpreter.
 """
 
-from cases import ACTIVATIONS, compiling
+from cases import ENGINE, compiling
 
 CALLS = """
 import torch
-from fusedact import random
-from fusedact.functional import ACTIVATIONS
-from fusedact.kernels import launch
+from fusedact import rows
+from fusedact.activations import Saves
+from fusedact.kernels import configuration, launch, launcher
+from fusedact.masks.generator import PhiloxState
+from fusedact.masks.plan import RNGS, eager_plan, fast_plan
+
+ENGINE = rows.RELU, rows.LEAKY_RELU, rows.ELU, rows.IDENTITY
 
 def calls(activation, dtype, n, rng):
     x = torch.empty(n, dtype=dtype)
-    configuration = launch.prepare(
-        activation, dtype, "cpu", n, 0.3, 1 / (2 + n % 2), device_plan(rng, n, dtype.itemsize, 132, 2048)
-    )
+    size = n, dtype.itemsize
+    plan = fast_plan(*size) if rng == "fast" else eager_plan(*size, 132, 2048)
+    values = (0.3,) if activation.parameters else ()
+    made = configuration.configure(activation, dtype, n, values, 1 / (2 + n % 2), plan)
     number = torch.zeros(1, dtype=torch.int64)
-    for draw in (PhiloxState(n % 7, 4 * n), PhiloxState(0, 8, (number, number))):
-        bits = launch.forward(configuration, x, x, draw)
-    launch.backward(configuration, x, x if activation.saves.name == "INPUT" else None, bits, x)
-    return configuration, x
+    for state in (PhiloxState(n % 7, 4 * n), PhiloxState(0, 8, (number, number))):
+        bits = launch.forward(made, x, x, state).bits
+    launch.backward(made, x, x if activation.saves is Saves.INPUT else None, bits, x)
+    return made
 """
 
 COUNT = """
@@ -31,10 +36,10 @@ class Compiling:
     def __getitem__(self, grid):
         return lambda *a, **o: compiled.add(self.kernel.warmup(*a, grid=grid, **o).hash)
 
-launch.forward_kernel = Compiling(launch.forward_kernel)
-launch.backward_kernel = Compiling(launch.backward_kernel)
-for activation in ACTIVATIONS:
-    for rng in plan.RNGS:
+configuration.forward_kernel = Compiling(configuration.forward_kernel)
+configuration.backward_kernel = Compiling(configuration.backward_kernel)
+for activation in ENGINE:
+    for rng in RNGS:
         for dtype in (torch.bfloat16, torch.float32):
             before = len(compiled)
             for n in range(5000, 105_000, 1001):  # multiples of 1, 2, 4 and 8
@@ -44,20 +49,21 @@ for activation in ACTIVATIONS:
 
 LAUNCH = """
 from triton.compiler import CompiledKernel
+from fusedact import _torch
 
 launches = []
 CompiledKernel._init_handles = lambda self: None
 CompiledKernel.run = lambda self, *a: launches.append((self.hash, a))
-launch._current_device = lambda: -1  # a CPU tensor's
-launch._current_stream = lambda device: 7
-watched = launch._watched
-for activation in ACTIVATIONS:
+_torch.current_device = lambda: -1  # a CPU tensor's
+_torch.current_stream = lambda device: 7
+watched = launcher._watched
+for activation in ENGINE:
     for dtype in (torch.bfloat16, torch.float64):
         for n in (4096, 1001):
-            launch._watched = lambda: True  # Triton launches
-            assert not launch.loaded(*calls(activation, dtype, n, "eager"))
-            launch._watched = watched  # we do
-            assert launch.loaded(*calls(activation, dtype, n, "eager"))
+            launcher._watched = lambda: True  # Triton launches
+            assert not launch.ready_to_capture(calls(activation, dtype, n, "eager"), -1, True)
+            launcher._watched = watched  # we do
+            assert launch.ready_to_capture(calls(activation, dtype, n, "eager"), -1, True)
             tritons, ours = launches[:3], launches[3:]
             assert len(tritons) == len(ours) == 3
             for (kernel, theirs), (own_kernel, own) in zip(tritons, ours):
@@ -74,18 +80,18 @@ for activation in ACTIVATIONS:
             print(activation.name, dtype, n)
 
 # What a graph launches is there after the first call that it doesn't need.
-launch._kernel.cache_clear()
+configuration._forward_kernel.cache_clear()
+configuration._backward_kernel.cache_clear()
 x = torch.empty(4096)
-plan = device_plan("eager", 4096, 4, 132, 2048)
-configuration = launch.prepare(ACTIVATIONS[0], x.dtype, "cpu", 4096, 0.0, 0.5, plan)
-bits = launch.forward(configuration, x, x, PhiloxState(1, 0))
-assert not launch.loaded(configuration, x)
-launch.backward(configuration, x, None, bits, x)
-assert launch.loaded(configuration, x)
-assert not launch.loaded(configuration, torch.empty(4097)[1:])
+made = configuration.configure(rows.RELU, x.dtype, 4096, (), 0.5, eager_plan(4096, 4, 132, 2048))
+bits = launch.forward(made, x, x, PhiloxState(1, 0)).bits
+assert launch.ready_to_capture(made, -1, False)
+assert not launch.ready_to_capture(made, -1, True)
+launch.backward(made, x, None, bits, x)
+assert launch.ready_to_capture(made, -1, True)
 loads = launches.copy()
-launch.forward(configuration, x, x, PhiloxState(0, 0, (bits, bits)))
-assert launches[len(loads)][1][5] is configuration.captured._compiled[-1][2]
+launch.forward(made, x, x, PhiloxState(0, 0, (bits, bits)))
+assert launches[len(loads)][1][5] is made.in_graphs._compiled[-1].metadata
 """
 
 
@@ -95,11 +101,11 @@ def test_a_hundred_sizes_need_at_most_four_compilations_of_each_kernel():
     Forward has two kernels: numbers from the host, and from the device.
     """
     lines = compiling(CALLS + COUNT)
-    assert len(lines) == 4 * len(ACTIVATIONS)  # two mappings, two dtypes
+    assert len(lines) == 4 * len(ENGINE)  # two mappings, two dtypes
     for line in lines:
         most = 3 * (4 if "eager" in line else 2)  # two forward and one backward
         assert 3 <= int(line.split()[-1]) <= most, lines
 
 
 def test_our_launch_hands_the_compiled_kernel_what_tritons_does():
-    assert len(compiling(CALLS + LAUNCH)) == 4 * len(ACTIVATIONS)  # two dtypes, two sizes
+    assert len(compiling(CALLS + LAUNCH)) == 4 * len(ENGINE)  # two dtypes, two sizes

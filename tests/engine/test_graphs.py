@@ -26,7 +26,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
-from fusedact import composition, dispatch, masks, operators, rows
+from fusedact import _torch, composition, dispatch, masks, operators, rows
 from fusedact.activations import Saves
 from fusedact.kernels import launch
 from fusedact.kernels.configuration import grid
@@ -313,6 +313,7 @@ def capturing(device, monkeypatch):
         pytest.skip("with a GPU its own generator is tested")
     generator = Generator(device)
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    monkeypatch.setattr(_torch, "_empty_on_gpu", None)
     monkeypatch.setattr(torch.Tensor, "get_device", lambda self: 0)
     monkeypatch.setattr(torch.cuda, "default_generators", [generator])
     monkeypatch.setattr(torch.cuda, "device_of", contextlib.nullcontext)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from fusedact import dispatch
+from fusedact import _torch, dispatch
 from fusedact.masks import generator
 from fusedact.masks import plan as plans
 from fusedact.masks.generator import PhiloxState
@@ -29,6 +29,7 @@ def path(request, monkeypatch) -> str:
         if request.getfixturevalue("device") == "cuda":
             pytest.skip("with a GPU the kernels run there, not in the interpreter")
         monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+        monkeypatch.setattr(_torch, "_empty_on_gpu", None)
         monkeypatch.setattr(dispatch, "_is_capturing", lambda: False)
         monkeypatch.setattr(dispatch, "_current_device", lambda: -1)
         monkeypatch.setattr(plans, "processors", lambda device: PROCESSORS)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..activations import Activation, Saves
 from ..masks.plan import Plan, keep_threshold, scales, to_float32
-from . import mathematics
+from . import half, mathematics
 from .dropout import backward_kernel, forward_kernel
 from .launcher import Grid, Kernel
 from .tiles import COLUMNS, TILE, WORD
@@ -190,8 +190,8 @@ def forward_constants(row: Activation, dtype: torch.dtype, plan: Plan, in_graphs
     host = {} if in_graphs else {"seed_ptr": None, "offset_ptr": None}
     return {
         **constants(row, dtype, plan, row.exact and not row.representable),
-        "FORWARD": forward_function(row),
-        "PASSES": _function(row.backward, f"{row.name}_passes") if passes else None,
+        "FORWARD": forward_function(row, dtype),
+        "PASSES": _function(row.backward, f"{row.name}_passes", dtype) if passes else None,
         **host,
     }
 
@@ -203,7 +203,7 @@ def backward_constants(row: Activation, dtype: torch.dtype, plan: Plan, from_out
         function = getattr(mathematics, f"{row.name}_derivative_from_output")
     elif row.saves is Saves.INPUT:
         what = "gradient" if row.own_gradient else "derivative"
-        function = _function(row.backward, f"{row.name}_{what}")
+        function = _function(row.backward, f"{row.name}_{what}", dtype)
     # Where the gradient is one product, the store rounds it.
     one_product = row.saves is Saves.MASK or (row.saves is Saves.ONE_BIT and row.slope == 1)
     return {
@@ -215,13 +215,16 @@ def backward_constants(row: Activation, dtype: torch.dtype, plan: Plan, from_out
     }
 
 
-def forward_function(row: Activation) -> Any:
-    """Return the Triton function of act(x)."""
-    return _function(row.forward, row.name)
+def forward_function(row: Activation, dtype: torch.dtype) -> Any:
+    """Return the Triton function of act(x) for tensors of that dtype."""
+    return _function(row.forward, row.name, dtype)
 
 
-def _function(own: Any, name: str) -> Any:
-    return getattr(mathematics, name) if own is None else own
+def _function(own: Any, name: str, dtype: torch.dtype) -> Any:
+    """A row's own function, or by name: `half`'s for a half precision if it has one, else `mathematics`'."""
+    if own is not None:
+        return own
+    return (getattr(half, name, None) if dtype.itemsize == 2 else None) or getattr(mathematics, name)
 
 
 @functools.cache

@@ -65,12 +65,17 @@ def forward_into(
 
 def backward(
     configuration: LaunchConfiguration, dy: Tensor, saved: Tensor | None, bits: Tensor, dx: Tensor
-) -> None:
-    """Write dx from dy, the packed bits and what was saved of x or y; all dense in the same layout."""
+) -> bool:
+    """Write dx from dy, the packed bits and what was saved of x or y; all dense in the same layout.
+
+    Returns:
+        False if it can't: a graph captures, and the kernel has not been loaded before.
+    """
     c = configuration
-    if not c.backward(c.grid, (dy, saved, bits, dx), c.backward_scalars):
-        saved = saved if saved is None else aligned(saved)
-        c.backward(c.grid, (aligned(dy), saved, bits, dx), c.backward_scalars)
+    if c.backward(c.grid, (dy, saved, bits, dx), c.backward_scalars):
+        return True
+    saved = saved if saved is None else aligned(saved)
+    return c.backward(c.grid, (aligned(dy), saved, aligned(bits), dx), c.backward_scalars)
 
 
 def ready_to_capture(configuration: LaunchConfiguration, device: int, differentiable: bool) -> bool:

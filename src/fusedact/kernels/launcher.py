@@ -27,7 +27,7 @@ class Kernel:
 
     def __init__(self, function: Any, constants: dict[str, Any], in_graphs: "Kernel | None" = None) -> None:
         self._function = function
-        self._in_graphs = in_graphs  # what a graph launches in its place: nothing can be loaded in a capture
+        self._in_graphs = in_graphs
         self._constants = constants
         # The launcher takes compile-time arguments too, in their places, and skips them.
         self._rest = tuple(constants[name] for name in function.arg_names if name in constants)
@@ -42,9 +42,9 @@ class Kernel:
         compiled = self._compiled.get(key)
         if compiled is None or _watched():
             with torch.cuda.device_of(first):
-                if capturing(first):
+                if _KNOWN_LAUNCHER and capturing(first):
                     return False
-                self._launch_by_triton(key, grid, tensors, scalars)
+                self._launch_by_triton(device, key, grid, tensors, scalars)
             return True
         if _torch.current_device() != device:  # type: ignore[misc]
             with torch.cuda.device(device):
@@ -65,18 +65,22 @@ class Kernel:
         return True
 
     def _launch_by_triton(
-        self, key: Any, grid: Grid, tensors: tuple[Any, ...], scalars: tuple[Any, ...]
+        self, device: int, key: Any, grid: Grid, tensors: tuple[Any, ...], scalars: tuple[Any, ...]
     ) -> None:
         compiled = self._function[grid](*tensors, *scalars, **self._constants)
         if not _KNOWN_LAUNCHER or not hasattr(compiled, "packed_metadata"):
             return
         self._compiled[key] = _Compiled(compiled)
-        other = self._in_graphs
-        if other is not None and key not in other._compiled:
-            # Compile and load it; its pointers after the scalars are to int64.
-            rest = [torch.int64] * (len(self._function.arg_names) - len((*tensors, *scalars, *other._rest)))
-            loaded = self._function.warmup(*tensors, *scalars, *rest, grid=grid, **other._constants)
-            other._compiled[key] = _Compiled(loaded)
+        for kernel in (self, self._in_graphs):
+            if kernel is not None and device not in kernel._compiled:
+                kernel._load(device, grid, tensors, scalars)
+
+    def _load(self, device: int, grid: Grid, tensors: tuple[Any, ...], scalars: tuple[Any, ...]) -> None:
+        """Compile and load for aligned pointers, but don't launch; pointers after the scalars are to int64."""
+        pointers = [tensor if tensor is None else tensor.dtype for tensor in tensors]
+        rest = [torch.int64] * (len(self._function.arg_names) - len((*tensors, *scalars, *self._rest)))
+        loaded = self._function.warmup(*pointers, *scalars, *rest, grid=grid, **self._constants)
+        self._compiled[device] = _Compiled(loaded)
 
     def loaded(self, device: int) -> bool:
         """Whether a launch on that GPU with aligned pointers needs nothing loaded."""
@@ -118,7 +122,7 @@ def _watched(runtime: Any = knobs.runtime, compilation: Any = knobs.compilation)
 
 def capturing(tensor: Tensor) -> bool:
     """Whether the current stream is being captured in a CUDA graph; the tensor's GPU is the current one."""
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+    return tensor.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def aligned(tensor: Tensor) -> Tensor:
