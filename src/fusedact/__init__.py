@@ -1,6 +1,6 @@
 """Activation and dropout in one kernel: one forward, one backward, ReLU's one bit kept."""
 
-from . import functional
+from . import functional, testing
 from .activations import Activation, Parameter, Saves, register_activation
 from .functional import fused_function
 from .nn import (
@@ -63,6 +63,7 @@ __all__ = [
     "Parameter",
     "Saves",
     "functional",
+    "testing",
     "fused_function",
     "register_activation",
 ]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from .checks import check_finite
@@ -142,6 +143,13 @@ class Activation:
             got = ", ".join(f"{n}={v!r}" for n, v in zip(self.names, values, strict=True))
             raise ValueError(f"{got}: {error}")
         return Bound(row, tuple(numbers))
+
+
+    def values_in(self, values: tuple[float, ...], dtype: torch.dtype) -> tuple[float, ...]:
+        """Return the numbers as the kernels get them for tensors of that dtype."""
+        if not self.rounds_parameters:
+            return values
+        return tuple(torch.tensor(values, dtype=torch.float64).to(dtype).tolist())
 
 
 ROWS: dict[str, Activation] = {}  # by name, which is what a registered operator can be given

@@ -64,6 +64,7 @@ def forward(
     """
     double = input.dtype is torch.float64
     wide = torch.float64 if double else torch.float32
+    values = row.values_in(values, input.dtype)
     value = row.function(input if rng == "eager" else input.to(wide), *values).to(wide)
     return (value * keep * scales(p, double).forward).to(input.dtype)
 
@@ -81,6 +82,7 @@ def backward(
     double = input.dtype is torch.float64
     wide = torch.float64 if double else torch.float32
     stored = input.dtype if rng == "eager" else wide
+    values = row.values_in(values, input.dtype)
     dy = (dy.to(wide) * keep * scales(p, double).backward).to(stored)
     with torch.enable_grad():
         x = input.detach().to(stored).requires_grad_()

@@ -122,9 +122,7 @@ def configure(
     """
     double = dtype is torch.float64
     scale = scales(p, double)
-    if row.rounds_parameters:
-        values = tuple(torch.tensor(values, dtype=torch.float64).to(dtype).tolist())
-    a, b, *_ = (*values, 0.0, 0.0)
+    a, b, *_ = (*row.values_in(values, dtype), 0.0, 0.0)
     try:
         forward = _bits(double, scale.forward, a, b)
         backward = _bits(double, scale.backward, 1 / scale.forward, a, b)

@@ -1,0 +1,113 @@
+"""Rows of one's own: the docs' example works everywhere, and a wrong row is told what it lacks."""
+
+import dataclasses
+import pickle
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fusedact
+from fusedact import Activation, Saves, functional, rows
+from fusedact.activations import _BY_MODULE, ROWS, of_module
+
+PAGE = Path(__file__).parents[2] / "docs" / "own-activation.md"
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """The docs' code, as a file that Triton can read."""
+    path = tmp_path_factory.mktemp("own") / "star_relu.py"
+    path.write_text(PAGE.read_text().partition("```python\n")[2].partition("```")[0])
+    before = dict(ROWS), dict(_BY_MODULE)
+    yield runpy.run_path(str(path))
+    for registry, rows_before in zip((ROWS, _BY_MODULE), before, strict=True):
+        registry.clear()
+        registry.update(rows_before)
+
+
+@pytest.mark.usefixtures("device")
+def test_the_example_passes_the_check(example):
+    fusedact.testing.check_activation(example["STAR_RELU"], 0.8, -0.4)
+
+
+def test_the_example_is_a_module_and_a_function(example):
+    cls, row = example["FusedStarReLUDropout"], example["STAR_RELU"]
+    layer = cls(0.3, s=0.7)
+    assert repr(layer) == "FusedStarReLUDropout(p=0.3, s=0.7, b=-0.4472, inplace=False, rng='eager')"
+    x = torch.randn(40)
+    results = []
+    for call in (layer, lambda x: example["star_relu_dropout"](x, 0.3, s=0.7)):
+        torch.manual_seed(1)
+        results.append(call(x))
+    assert torch.equal(*results)
+    assert torch.equal(layer.eval()(x), row.function(x, 0.7, -0.4472))
+    assert of_module(example["StarReLU"](s=0.7)).values == (0.7, -0.4472)
+
+
+def test_the_example_compiles(example):
+    layer = example["FusedStarReLUDropout"](0.3)
+    x = torch.randn(40)
+    torch.manual_seed(1)
+    expected = layer(x)
+    torch.manual_seed(1)
+    assert torch.equal(torch.compile(layer, backend="aot_eager", fullgraph=True)(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"name": "relu"}, ValueError, "name='relu': another activation has it; choose a name"),
+        ({"name": "my relu"}, ValueError, "name='my relu': it must be an identifier"),
+        ({"name": 3}, ValueError, "name=3: it must be an identifier"),
+        ({"module": nn.ReLU}, ValueError, "module=<class .*ReLU'>: the row 'relu' has it"),
+        ({"forward": None}, TypeError, "forward=None: the row 'mine' needs it; give a @triton.jit function"),
+        ({"backward": torch.relu}, TypeError, "backward=.*: the row 'mine' needs it; write it as a @triton"),
+        ({"function": 3}, TypeError, "function=3: it must be callable"),
+        ({"saves": "input"}, TypeError, r"saves='input': it must be one of Saves\.MASK, Saves\.ONE_BIT"),
+        ({"saves": Saves.TWO_BITS}, ValueError, "saves two bits: its first parameter must be"),
+        ({"parameters": rows.SOFTPLUS.parameters * 2}, ValueError, "at most 2, but got 4"),
+    ],
+)
+def test_a_wrong_row_is_told_what_it_lacks(change, error, match):
+    triton = pytest.importorskip("triton")
+
+    @triton.jit
+    def forward(x, a, b):
+        return x
+
+    right = Activation(
+        name="mine", function=torch.relu, formula="x", saves=Saves.INPUT, forward=forward, backward=forward
+    )
+    before = dict(ROWS)
+    with pytest.raises(error, match=match):
+        fusedact.register_activation(dataclasses.replace(right, **change))
+    assert before == ROWS
+
+
+def test_functions_with_other_arguments_are_told():
+    triton = pytest.importorskip("triton")
+
+    @triton.jit
+    def forward(x):
+        return x
+
+    row = Activation(
+        name="mine", function=torch.relu, formula="x", saves=Saves.INPUT, forward=forward, backward=forward
+    )
+    with pytest.raises(TypeError, match=r"forward of the row 'mine' must take \(x, a, b\), but takes \(x\)"):
+        fusedact.register_activation(row)
+    with pytest.raises(TypeError, match=r"row must be a fusedact\.Activation, but got str"):
+        fusedact.register_activation("relu")
+
+
+def test_a_module_without_a_row_is_an_error():
+    with pytest.raises(TypeError, match="FusedActivationDropout has no row"):
+        fusedact.FusedActivationDropout()
+
+
+def test_modules_pickle_by_name():
+    assert type(pickle.loads(pickle.dumps(fusedact.FusedDropout()))) is fusedact.FusedDropout
+    assert functional.dropout.__name__ == "dropout"
