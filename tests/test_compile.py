@@ -101,5 +101,63 @@ def test_a_hundred_sizes_need_at_most_four_compilations_of_each_kernel():
         assert 3 <= int(line.split()[-1]) <= most, lines
 
 
+VALUES = """
+from fusedact.kernels import counting
+
+compiled = {}  # per kernel and compile-time arguments: what Triton made
+
+class Compiling:
+    def __init__(self, kernel): self.kernel, self.arg_names = kernel, kernel.arg_names
+    def __getitem__(self, grid):
+        def launch(*arguments, **constants):
+            made = self.kernel.warmup(*arguments, grid=grid, **constants)
+            compiled.setdefault((made.metadata.name, str(constants)), set()).add(made.hash)
+        return launch
+
+for module, name in ((launch, "forward"), (launch, "backward"), (counting, "fired"), (counting, "input")):
+    setattr(module, name + "_kernel", Compiling(getattr(module, name + "_kernel")))
+counting._free = lambda kernel, tensor: True
+leaky = next(row for row in ACTIVATIONS if row.name == "leaky_relu")
+number = torch.zeros(1, dtype=torch.int64)
+for dtype in (torch.float32, torch.float64):
+    # Zero, one, a multiple of 16, above 32 bits, the highest bit, as a number and as the bits of one.
+    for n, seed, offset, slope, p in (
+        (2**20, 0, 0, 0.0, 0.5),
+        (2**21, 1, 4, 1.0, 0.3),
+        (3 * 2**20, 2**64 - 1, 2**36, -0.0, 2**-32),
+        (2**33, 16, 64, 5e-324, 1 - 2**-16),
+        (2**31, 2**63, 2**34, -0.3, 1e-12),
+    ):
+        # As large as n says, which nobody allocates.
+        x = torch.empty(1, dtype=dtype).expand(n)
+        for rng in random.RNGS:
+            plan = random.plan(rng, n, dtype.itemsize, 132, 2048)
+            prepared = launch.prepare(leaky, dtype, "cpu", n, slope, p, plan)
+            bits = torch.empty(1, dtype=torch.int32)
+            for draw in (random.Draw(seed, offset), random.Draw(0, offset, (number, number))):
+                launch.forward(prepared, x, x, draw, bits)
+            launch.backward(prepared, x, None, bits, x)
+        counts, activity = torch.zeros(2, 129, dtype=torch.int64), torch.zeros(128, dtype=torch.float64)
+        shape = n // 128, 128, 1
+        counting.fired_counter(leaky, n, plan, shape, counts)(bits.expand(1, 2, 128))
+        for stride in (1, 16, 31, 2**32):
+            counting.count_input(leaky, 0.3, x, shape, 1, stride, n, (True, True), counts, activity)
+for (kernel, constants), hashes in compiled.items():
+    print(kernel, len(hashes))
+"""
+
+
+def test_no_scalars_value_decides_what_is_compiled():
+    """Triton gives an integer the type, and the specialisation, of its value: our launcher asks it once."""
+    lines = compiling(CALLS + VALUES)
+    assert sorted({line.split()[0] for line in lines}) == [
+        "backward_kernel",
+        "fired_kernel",
+        "forward_kernel",
+        "input_kernel",
+    ]
+    assert [line for line in lines if line.split()[1] != "1"] == []
+
+
 def test_our_launch_hands_the_compiled_kernel_what_tritons_does():
     assert len(compiling(CALLS + LAUNCH)) == 4 * len(ACTIVATIONS)  # two dtypes, two sizes

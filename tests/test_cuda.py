@@ -8,10 +8,17 @@ import torch
 from cases import DTYPES, activations, function, parameters
 from torch import nn
 
-from fusedact import random, reference
+from fusedact import functional, ops, random, reference
 from fusedact.activations import Saved
 
 pytestmark = pytest.mark.usefixtures("cuda")
+
+
+@pytest.fixture
+def cold(launch):
+    """As in a new process: nothing is prepared or loaded."""
+    launch._kernel.cache_clear()
+    ops._prepared.cache_clear()
 
 
 def pair(activation, p):
@@ -141,6 +148,23 @@ def test_fast_draws_the_oracles_mask_from_the_devices_generator(activation, dtyp
             mask = reference.fast_mask(n, 0.3, generator.initial_seed(), offset)
             assert torch.equal((y != 0).cpu(), mask)
             assert generator.get_offset() == offset + 4
+
+
+@pytest.mark.usefixtures("cold")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_value_does_not_decide_how_the_next_one_travels(dtype):
+    """All bits of 0.0 are 0: an integer of another type than those of 0.3."""
+    x = torch.randn(1000, device="cuda", dtype=dtype)
+    for slope in (0.0, 0.3, -0.7, 1.0):
+        fused, eager = (
+            both(call, x, torch.ones_like(x))
+            for call in (
+                lambda x, slope=slope: functional.leaky_relu_dropout(x, 0.5, slope),
+                nn.Sequential(nn.LeakyReLU(slope), nn.Dropout(0.5)),
+            )
+        )
+        assert torch.equal(fused[0], eager[0]), slope
+        assert torch.equal(fused[1], eager[1]), slope
 
 
 @activations

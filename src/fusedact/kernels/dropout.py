@@ -158,11 +158,12 @@ def _word(k, plane, PLANES: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def _scalars(scale, param, scaled, ARITHMETIC: tl.constexpr):
-    # A float argument reaches a kernel as float32: float64 travels as its 64 bits.
-    if tl.float64 == ARITHMETIC:
-        scale = scale.to(tl.int64).to(tl.float64, bitcast=True)
-        param = param.to(tl.int64).to(tl.float64, bitcast=True)
-        scaled = scaled.to(tl.int64).to(tl.float64, bitcast=True)
+    # A float argument reaches a kernel as float32, so numbers travel as the integers of their bits. These
+    # are annotated: of others Triton takes the type from the value, and the launcher asks for it only once.
+    WIDTH: tl.constexpr = tl.int64 if tl.float64 == ARITHMETIC else tl.int32
+    scale = scale.to(WIDTH).to(ARITHMETIC, bitcast=True)
+    param = param.to(WIDTH).to(ARITHMETIC, bitcast=True)
+    scaled = scaled.to(WIDTH).to(ARITHMETIC, bitcast=True)
     return scale, param, scaled
 
 
@@ -234,9 +235,9 @@ def forward_kernel(
     call_low: "u32",
     call_high: "u32",
     threshold: "u32",
-    scale,
-    param,
-    scaled,
+    scale: "i64",
+    param: "i64",
+    scaled: "i64",
     seed_ptr,
     offset_ptr,
     FORWARD: tl.constexpr,
@@ -329,9 +330,9 @@ def backward_kernel(
     dx_ptr,
     n: "i64",
     blocks: "i32",
-    scale,
-    param,
-    scaled,
+    scale: "i64",
+    param: "i64",
+    scaled: "i64",
     BACKWARD: tl.constexpr,
     SAVES_FLAG: tl.constexpr,
     SAVES_INPUT: tl.constexpr,

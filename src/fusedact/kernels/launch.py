@@ -218,9 +218,9 @@ class Prepared(NamedTuple):
     walk: tuple[int, int]  # n, blocks
     forward: Kernel
     captured: Kernel  # forward for numbers on the device
-    forward_scalars: tuple[float | int, ...]  # threshold, scale, parameter, their product
+    forward_scalars: tuple[int, ...]  # threshold, scale, parameter, their product
     backward: Kernel
-    backward_scalars: tuple[float | int, ...]  # n, blocks, scale, parameter, their product
+    backward_scalars: tuple[int, ...]  # n, blocks, scale, parameter, their product
 
 
 def prepare(
@@ -289,12 +289,10 @@ def _kernel(
     return Kernel(forward_kernel, constants, _kernel(activation, direction, dtype, plan, True, stores_signs))
 
 
-def _scalars(scale: float, parameter: float, double: bool) -> tuple[float | int, ...]:
-    """Scale, parameter and their product as kernel arguments; float64 as the integer of the same bits."""
-    values = (scale, parameter, parameter * scale)
-    if double:
-        return struct.unpack("<3q", struct.pack("<3d", *values))
-    return tuple(random.to_float32(value) for value in values)
+def _scalars(scale: float, parameter: float, double: bool) -> tuple[int, ...]:
+    """Scale, parameter and their product as kernel arguments: integers of the same bits."""
+    number, integer = ("<3d", "<3q") if double else ("<3f", "<3i")
+    return struct.unpack(integer, struct.pack(number, scale, parameter, parameter * scale))
 
 
 def forward(
