@@ -80,7 +80,7 @@ def prepare(
     parameter = parameters(activation)[0] if activation.parameter else 0.0
     used = random.used_probability(p, rng)
     return ops.kernels().prepare(
-        activation, x.dtype, x.device, x.numel(), parameter, used, plan or make_plan(x, rng), from_output
+        activation, x.dtype, x.numel(), parameter, used, plan or make_plan(x, rng), from_output
     )
 
 

@@ -14,7 +14,7 @@ from fusedact.kernels import launch
 def calls(activation, dtype, n, rng):
     x = torch.empty(n, dtype=dtype)
     prepared = launch.prepare(
-        activation, dtype, "cpu", n, 0.3, 1 / (2 + n % 2), random.plan(rng, n, dtype.itemsize, 132, 2048)
+        activation, dtype, n, 0.3, 1 / (2 + n % 2), random.plan(rng, n, dtype.itemsize, 132, 2048)
     )
     number = torch.zeros(1, dtype=torch.int64)
     for draw in (random.Draw(n % 7, 4 * n), random.Draw(0, 8, (number, number))):
@@ -77,7 +77,7 @@ for activation in ACTIVATIONS:
 launch._kernel.cache_clear()
 x = torch.empty(4096)
 plan = random.plan("eager", 4096, 4, 132, 2048)
-prepared = launch.prepare(ACTIVATIONS[0], x.dtype, "cpu", 4096, 0.0, 0.5, plan)
+prepared = launch.prepare(ACTIVATIONS[0], x.dtype, 4096, 0.0, 0.5, plan)
 bits = launch.forward(prepared, x, x, random.Draw(1, 0))
 assert not launch.loaded(prepared, x)
 launch.backward(prepared, x, None, bits, x)
@@ -132,7 +132,7 @@ for dtype in (torch.float32, torch.float64):
         x = torch.empty(1, dtype=dtype).expand(n)
         for rng in random.RNGS:
             plan = random.plan(rng, n, dtype.itemsize, 132, 2048)
-            prepared = launch.prepare(leaky, dtype, "cpu", n, slope, p, plan)
+            prepared = launch.prepare(leaky, dtype, n, slope, p, plan)
             bits = torch.empty(1, dtype=torch.int32)
             for draw in (random.Draw(seed, offset), random.Draw(0, offset, (number, number))):
                 launch.forward(prepared, x, x, draw, bits)

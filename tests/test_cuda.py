@@ -3,6 +3,8 @@
 The kernel tests run on a GPU too, where there is one; these skip without.
 """
 
+import gc
+
 import pytest
 import torch
 from cases import DTYPES, activations, function, parameters
@@ -225,3 +227,29 @@ def test_side_stream_and_capture(activation):
         replays.append(y.clone())
     assert not torch.equal(replays[0], replays[1])
     assert not torch.equal(replays[1], replays[2])
+
+
+@activations
+@pytest.mark.usefixtures("cold")
+def test_a_capture_leaves_no_memory_behind(activation):
+    """A tensor that is kept from the first call of a size would keep its graph's memory pool."""
+
+    def reserved(n):
+        x = torch.randn(n, device="cuda")
+        call = function(activation)
+        call(x[:4096].clone().requires_grad_()).sum().backward()  # kernels are loaded by another size
+        torch.cuda.synchronize()
+        gc.collect()
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = call(x)
+        del y, graph
+        gc.collect()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_reserved() - before
+
+    reserved(8192)  # PyTorch's own share of a first capture
+    assert [reserved(8192 + 4096 * i) for i in (1, 2, 3)] == [0, 0, 0]

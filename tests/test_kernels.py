@@ -183,7 +183,7 @@ def test_elu_is_no_less_accurate_than_eager(rng, dtype, p, alpha, device, launch
     (elu,) = (a for a in ACTIVATIONS if a.saved is Saved.INPUT)
     x = elu_inputs(dtype).to(device).requires_grad_()
     p = random.used_probability(p, rng)
-    prepared = launch.prepare(elu, dtype, device, x.numel(), alpha, p, make_plan(x, rng))
+    prepared = launch.prepare(elu, dtype, x.numel(), alpha, p, make_plan(x, rng))
     y = ops.fused(x, prepared, random.Draw(SEED, OFFSET), False)
     dy = torch.ones_like(x)
     (dx,) = torch.autograd.grad(y, x, dy)
@@ -511,7 +511,5 @@ def test_a_parameter_beyond_float32_is_not_prepared(device, launch):
     """Eager PyTorch decides about it: its composition runs."""
     x = torch.randn(10, device=device)
     for parameter, p in ((1e300, 0.3), (3e38, 0.9)):
-        assert launch.prepare(ACTIVATIONS[-1], torch.float32, device, 10, parameter, p, make_plan(x)) is None
-        assert (
-            launch.prepare(ACTIVATIONS[-1], torch.float64, device, 10, parameter, p, make_plan(x)) is not None
-        )
+        assert launch.prepare(ACTIVATIONS[-1], torch.float32, 10, parameter, p, make_plan(x)) is None
+        assert launch.prepare(ACTIVATIONS[-1], torch.float64, 10, parameter, p, make_plan(x)) is not None

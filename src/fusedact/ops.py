@@ -115,7 +115,7 @@ def _prepared(
     plan = random.plan(rng, n, dtype.itemsize, *random.processors(device))
     # From the output where it tells the sign of the input, and in the dtype doesn't overflow.
     from_output = from_output and 0 <= parameter <= torch.finfo(dtype).max * (1 - used)
-    return kernels().prepare(activation, dtype, device, n, parameter, used, plan, from_output, watched)
+    return kernels().prepare(activation, dtype, n, parameter, used, plan, from_output, watched)
 
 
 def _counters(watchers: tuple[Watcher, ...], input: Tensor, prepared: Any) -> tuple[Counter, ...]:
@@ -326,7 +326,6 @@ def operated(
 def _prepared_operator(
     activation: str,
     dtype: torch.dtype,
-    device: torch.device,
     n: int,
     parameter: float,
     p: float,
@@ -335,7 +334,7 @@ def _prepared_operator(
 ) -> Any:
     used = random.used_probability(p, rng)
     plan = random.graph_plan(rng, n, dtype.itemsize)
-    return kernels().prepare(ROWS[activation], dtype, device, n, parameter, used, plan, watched=watched)
+    return kernels().prepare(ROWS[activation], dtype, n, parameter, used, plan, watched=watched)
 
 
 @torch.library.custom_op("fusedact::activation_dropout", mutates_args=())
@@ -356,10 +355,10 @@ def _forward_operator(
     """
     y, bits, signs = _forward_fake(x, seed, offset, activation, parameter, p, rng, watched)
     if x.numel() > 0:
-        arguments = activation, x.dtype, x.device, x.numel(), parameter, p, rng, watched
+        arguments = activation, x.dtype, x.numel(), parameter, p, rng, watched
         draw = Draw(0, 0, (seed, offset))
         prepared = _prepared_operator(*arguments)
-        stored = None if prepared.signs is None else signs
+        stored = signs if prepared.sign_words else None
         kernels().forward(prepared, _ordered(x, y.stride()), y, draw, bits, stored)
     return y, bits, signs
 
@@ -402,7 +401,7 @@ def _backward_operator(
     """The gradient of x, with `stride`, the one of y; `x` is needed where the activation's row says so."""
     dx: Tensor = _backward_fake(dy, x, bits, stride, activation, parameter, p, rng)
     if dy.numel() > 0:
-        prepared = _prepared_operator(activation, dy.dtype, dy.device, dy.numel(), parameter, p, rng)
+        prepared = _prepared_operator(activation, dy.dtype, dy.numel(), parameter, p, rng)
         x = x if x is None else _ordered(x, stride)
         kernels().backward(prepared, _ordered(dy, stride), x, bits, dx)
     return dx

@@ -27,6 +27,7 @@ _TRITON_DTYPES = {
 }
 # Programs along a grid's second and third axis are limited to 65535 each.
 _AXIS = 32768
+_int32 = torch.int32  # looked up once: it is asked at every call
 WARPS = COLUMNS // (64 if torch.version.hip else 32)  # a thread for each column
 # compiled.run(*grid, stream, function, packed_metadata, launch_metadata, enter_hook, exit_hook, *arguments)
 _KNOWN_LAUNCHER = (3, 6) <= tuple(int(part) for part in triton.__version__.split(".")[:2]) <= (3, 9)
@@ -211,10 +212,11 @@ class Prepared(NamedTuple):
     saves_output: bool
     has_signs: bool  # see `forward_with_signs`
     grid: tuple[int, int, int]
-    # Of the shape of the packed bits, int32 [programs, planes, COLUMNS], and of signs that are stored
-    # besides, [programs, COLUMNS]; 4 bytes of memory each.
-    bits: Tensor
-    signs: Tensor | None
+    # Of the packed bits, int32 [programs, planes, COLUMNS] made flat, and of the signs that are stored
+    # besides, [programs, COLUMNS]; 0 where there are none. Numbers alone: a tensor that is kept from one
+    # call to the next could stand in the memory of a CUDA graph that happened to capture the first.
+    words: int
+    sign_words: int
     walk: tuple[int, int]  # n, blocks
     forward: Kernel
     captured: Kernel  # forward for numbers on the device
@@ -226,7 +228,6 @@ class Prepared(NamedTuple):
 def prepare(
     activation: Activation,
     dtype: torch.dtype,
-    device: torch.device | str,
     n: int,
     parameter: float,
     p: float,
@@ -248,8 +249,7 @@ def prepare(
     programs, iterations, rounds = shape = grid(n, plan)
     has_signs = watched and in_tiles(n, plan)
     stores_signs = has_signs and activation.saved is not Saved.FLAG
-    # To make one like it takes half the time that it takes to name shape, dtype and device.
-    word = torch.empty((), dtype=torch.int32, device=device)
+    words = programs * iterations * rounds * COLUMNS
     kind = Plan(plan.rng, plan.vec, plan.lanes, 0, 0)  # what the kernel is compiled for
     return Prepared(
         activation,
@@ -260,8 +260,8 @@ def prepare(
         from_output,
         has_signs,
         shape,
-        word.expand(programs * iterations * rounds, planes(activation), COLUMNS),
-        word.expand(programs * iterations * rounds, COLUMNS) if stores_signs else None,
+        words * planes(activation),
+        words if stores_signs else 0,
         (n, plan.blocks),
         _kernel(activation, "forward", dtype, kind, False, stores_signs),
         _kernel(activation, "forward", dtype, kind, True, stores_signs),
@@ -308,7 +308,7 @@ def forward(
     The bits stand at the start of `bits` if it is given, which may be larger than they need.
     """
     if bits is None:
-        bits = torch.empty_like(prepared.bits)
+        bits = x.new_empty(prepared.words, dtype=_int32)
     seed, offset, device = draw
     call = offset // 4
     numbers = (seed & 0xFFFFFFFF, seed >> 32, call & 0xFFFFFFFF, call >> 32)
@@ -318,11 +318,11 @@ def forward(
 
 
 def forward_with_signs(prepared: Prepared, x: Tensor, y: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-    """`forward`, and a tensor like the packed bits whose last plane says which inputs are positive.
+    """`forward`, and packed bits of the same order whose last plane says which inputs are positive.
 
     Where that is what backward needs too, they are the same.
     """
-    signs = None if prepared.signs is None else torch.empty_like(prepared.signs)
+    signs = x.new_empty(prepared.sign_words, dtype=_int32) if prepared.sign_words else None
     bits = forward(prepared, x, y, draw, signs=signs)
     return bits, bits if signs is None else signs
 
