@@ -20,7 +20,7 @@ _tracing_state = torch._C._get_tracing_state
 _in_transforms = torch._C._are_functorch_transforms_active
 _grad_enabled = torch.is_grad_enabled
 _is_compiling = torch.compiler.is_compiling
-_strided = torch.strided
+_strided, _int32 = torch.strided, torch.int32
 _empty_like = torch.empty_like
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -250,9 +250,25 @@ _apply: Callable[[Tensor, Call], Tensor] = super(torch.autograd.Function, _Fused
 def _backward(call: Call, dy: Tensor, bits: Tensor, x: Tensor | None = None) -> Tensor:
     prepared, _, _, stride, _ = call
     dy = _ordered(dy, stride)
+    bits = _as_saved(bits, dy, _int32, (prepared.words,), None)
+    if x is not None:
+        x = _as_saved(x, dy, dy.dtype, dy.shape, stride)
     dx = _empty_like(dy)
     kernels().backward(prepared, dy, x, bits, dx)
     return dx
+
+
+def _as_saved(
+    tensor: Tensor, dy: Tensor, dtype: torch.dtype, shape: tuple[int, ...], stride: Sequence[int] | None
+) -> Tensor:
+    """A saved tensor in the layout in which it was saved: hooks may have given it another one."""
+    if tensor.dtype is not dtype or tensor.get_device() != dy.get_device() or tensor.shape != shape:
+        raise RuntimeError(
+            f"saved_tensors_hooks have to give back what they got, of shape {tuple(shape)}, {dtype}, on "
+            f"{dy.device}, but gave a tensor of shape {tuple(tensor.shape)}, {tensor.dtype}, on {tensor.device}. "
+            "Undo in the unpack hook what the pack hook does"
+        )
+    return _ordered(tensor, stride)
 
 
 def _ordered(input: Tensor, stride: Sequence[int] | None) -> Tensor:
@@ -269,6 +285,9 @@ def _composed_backward(call: Call, dy: Tensor, bits: Tensor, x: Tensor | None = 
     """`_backward` in PyTorch's operations, which can be differentiated again, and batched."""
     prepared, _, _, stride, _ = call
     activation, parameter, p, plan = prepared[:4]
+    bits = _as_saved(bits, dy, _int32, (prepared.words,), None)
+    if x is not None:
+        x = _as_saved(x, dy, dy.dtype, dy.shape, stride)
     planes = kernels().unpack(bits, dy.shape.numel(), plan)
     keep, *flags = (
         plane.view(dy.shape) if stride is None else torch.as_strided(plane, dy.shape, stride)
@@ -403,7 +422,7 @@ def _backward_operator(
     if dy.numel() > 0:
         prepared = _prepared_operator(activation, dy.dtype, dy.numel(), parameter, p, rng)
         x = x if x is None else _ordered(x, stride)
-        kernels().backward(prepared, _ordered(dy, stride), x, bits, dx)
+        kernels().backward(prepared, _ordered(dy, stride), x, _ordered(bits, None), dx)
     return dx
 
 
