@@ -85,7 +85,7 @@ assert launch.loaded(prepared, x)
 assert not launch.loaded(prepared, torch.empty(4097)[1:])
 loads = launches.copy()
 launch.forward(prepared, x, x, random.Draw(0, 0, (bits, bits)))
-assert launches[len(loads)][1][5] is prepared.captured._compiled[-1][2]
+assert launches[len(loads)][1][5] is prepared.captured._compiled[-1].metadata
 """
 
 

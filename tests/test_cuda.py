@@ -253,3 +253,13 @@ def test_a_capture_leaves_no_memory_behind(activation):
 
     reserved(8192)  # PyTorch's own share of a first capture
     assert [reserved(8192 + 4096 * i) for i in (1, 2, 3)] == [0, 0, 0]
+
+
+@activations
+def test_a_kernel_stays_loaded_when_triton_forgets_it(activation, launch):
+    x = torch.randn(5000, device="cuda")
+    assert_same(activation, x, 0.3)
+    for kernel in (launch.forward_kernel, launch.backward_kernel):
+        kernel.device_caches.clear()
+    gc.collect()
+    assert_same(activation, x, 0.3)

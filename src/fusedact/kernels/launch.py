@@ -119,8 +119,8 @@ class Kernel:
         self._constants = constants
         # The launcher takes compile-time arguments too, in their places, and skips them.
         self._rest = tuple(constants[name] for name in function.arg_names if name in constants)
-        # `run`, `function` and `packed_metadata` by GPU, by GPU and pointers where some are misaligned.
-        self._compiled: dict[Any, tuple[Any, ...]] = {}
+        # By GPU, by GPU and pointers where some are misaligned.
+        self._compiled: dict[Any, _Launcher] = {}
 
     def __call__(
         self,
@@ -152,12 +152,11 @@ class Kernel:
                 self(grid, first, others, scalars)
             return
         # As JITFunction.run has it: the metadata and the two hooks are a profiler's, and there is none.
-        run, compiled_function, metadata = compiled
-        run(
+        compiled.run(
             *grid,
             _current_stream(device),
-            compiled_function,
-            metadata,
+            compiled.function,
+            compiled.metadata,
             None,
             None,
             None,
@@ -181,9 +180,18 @@ class Kernel:
         return device in self._compiled and not _watched()
 
 
-def _launcher(compiled: Any) -> tuple[Any, ...]:
+class _Launcher(NamedTuple):
+    """What a launch needs of a compiled kernel, and the kernel: its end would unload the function."""
+
+    run: Any
+    function: Any
+    metadata: Any
+    compiled: Any
+
+
+def _launcher(compiled: Any) -> _Launcher:
     run = compiled.run  # a property, which loads the rest
-    return run, compiled.function, compiled.packed_metadata
+    return _Launcher(run, compiled.function, compiled.packed_metadata, compiled)
 
 
 def _misaligned(*pointers: Tensor | None) -> tuple[bool, ...]:
