@@ -61,7 +61,7 @@ def passing_for_a_gpu() -> Iterator[None]:
         mock.patch.object(
             launch, "_kernel", mock.Mock(side_effect=kernel, __wrapped__=launch._kernel.__wrapped__)
         ),
-        mock.patch.object(launch, "_current_device", itertools.repeat(-1).__next__),
+        mock.patch.object(random, "current_device", itertools.repeat(-1).__next__),
         mock.patch.object(launch, "_current_stream", {}.get),
         mock.patch.object(random, "processors", {torch.device("cpu"): (132, 2048)}.get),
         mock.patch.object(torch.cuda, "default_generators", stub),

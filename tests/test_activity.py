@@ -829,6 +829,7 @@ def through_kernels(device, monkeypatch):
     if device == "cpu":
         monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+        monkeypatch.setattr(random, "current_device", lambda: -1)
         monkeypatch.setattr(torch.cuda, "default_generators", [Generator()])
         monkeypatch.setattr(random, "processors", lambda device: (4, 512))
     ops._prepared.cache_clear()

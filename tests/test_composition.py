@@ -26,6 +26,7 @@ def path(request, monkeypatch) -> str:
         if request.getfixturevalue("device") == "cuda":
             pytest.skip("with a GPU the kernels run there, not in the interpreter")
         monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+        monkeypatch.setattr(random, "current_device", lambda: -1)
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
         monkeypatch.setattr(random, "processors", lambda device: PROCESSORS)
         monkeypatch.setattr(

@@ -3,17 +3,24 @@
 The kernel tests run on a GPU too, where there is one; these skip without.
 """
 
+import functools
 import gc
 
 import pytest
 import torch
-from cases import DTYPES, activations, function, parameters
+from cases import DTYPES, activations, eager_modules, function, fused_module, parameters, rngs
 from torch import nn
 
-from fusedact import functional, ops, random, reference
+from fusedact import ActivityMonitor, functional, ops, random, reference
 from fusedact.activations import Saved
 
 pytestmark = pytest.mark.usefixtures("cuda")
+
+
+@pytest.fixture
+def two():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA GPUs")
 
 
 @pytest.fixture
@@ -201,9 +208,8 @@ def test_more_than_2_to_the_31_elements(activation):
 
 
 @activations
+@pytest.mark.usefixtures("two")
 def test_runs_on_the_tensors_own_device(activation):
-    if torch.cuda.device_count() < 2:
-        pytest.skip("needs two GPUs")
     x = torch.randn(10_000, device="cuda:1")
     assert_same(activation, x, 0.3)
     assert torch.cuda.current_device() == 0
@@ -263,3 +269,67 @@ def test_a_kernel_stays_loaded_when_triton_forgets_it(activation, launch):
         kernel.device_caches.clear()
     gc.collect()
     assert_same(activation, x, 0.3)
+
+
+def captured(call, device, current=None):
+    """The graph of a call on `device`, while `current` is current."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
+        with torch.cuda.device(device if current is None else current):
+            result = call()
+    return graph, result
+
+
+@activations
+@rngs
+@pytest.mark.usefixtures("two")
+@pytest.mark.parametrize("device", [0, 1])
+def test_a_capture_while_another_device_is_current(activation, rng, device):
+    """Whose numbers are baked in unless the capture of the tensor's own device is seen."""
+    x = torch.randn(9000, device=f"cuda:{device}", requires_grad=True)
+    call = functools.partial(function(activation), x, 0.5, *parameters(activation), rng=rng)
+    call().sum().backward()
+    graph, y = captured(call, device, current=1 - device)
+    masks = []
+    for _ in range(2):
+        graph.replay()
+        torch.cuda.synchronize(device)
+        masks.append(y.detach().clone() != 0)
+    assert not torch.equal(*masks)
+
+
+@activations
+@rngs
+@pytest.mark.usefixtures("two")
+@pytest.mark.parametrize("device", [0, 1])
+def test_a_call_on_a_device_while_another_one_captures(activation, rng, device):
+    """It runs at once, with its own device's numbers."""
+    f = functools.partial(function(activation), p=0.5, rng=rng)
+    here, there = (torch.randn(9000, device=f"cuda:{i}", requires_grad=True) for i in (device, 1 - device))
+    for x in (here, there):
+        f(x).sum().backward()
+    torch.manual_seed(1)
+    expected = f(there)
+    torch.manual_seed(1)
+    _, (_, y) = captured(lambda: (f(here), f(there)), device)
+    assert torch.equal(y, expected)
+
+
+@activations
+@pytest.mark.usefixtures("two")
+@pytest.mark.parametrize("make", [fused_module, eager_modules], ids=["fused", "plain"])
+def test_the_monitor_counts_while_another_device_is_current(activation, make):
+    """In a graph too, which counts at its replays."""
+    x = torch.randn(64, 100, device="cuda:1")
+    net = make(activation)
+    with ActivityMonitor(net) as monitor:
+        with pytest.raises(RuntimeError, match="has to be called once"):  # or the counts stand in its memory
+            captured(lambda: net(x), 1, current=0)
+        net(x)
+        graph, _ = captured(lambda: net(x), 1, current=0)
+        for _ in range(2):
+            graph.replay()
+        torch.cuda.synchronize(1)
+        (layer,) = monitor.report().layers
+    assert layer.samples == 3 * 64
+    assert torch.equal(layer.fired, 3 * (x > 0).sum(0).cpu())

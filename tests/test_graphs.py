@@ -311,6 +311,7 @@ def capturing(device, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "get_device", lambda self: 0)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     monkeypatch.setattr(torch.cuda, "default_generators", [generator])
+    monkeypatch.setattr(random, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device_of", contextlib.nullcontext)
     monkeypatch.setattr(random, "processors", lambda device: PROCESSORS)
     monkeypatch.setattr(ops.kernels(), "loaded", lambda prepared, x: True)

@@ -73,6 +73,11 @@ def activation_dropout(
     if watchers:
         watchers = tuple(watcher for watcher in watchers if watcher.wants(training))
     if training and 0 < p < 1 and _runs_kernels(input):
+        device_index = input.get_device()
+        if random.current_device() != device_index:
+            # Capture status, generators and launches go by what is current.
+            with torch.cuda.device(device_index):
+                return activation_dropout(activation, input, parameters, p, training, inplace, rng, watchers)
         parameter = parameters[0] if parameters else 0.0
         from_output = inplace and activation.from_output is not None
         n, device, watched = input.numel(), input.device, watchers != ()

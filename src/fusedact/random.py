@@ -13,7 +13,7 @@
 import functools
 import struct
 import threading
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ RNGS = ("eager", "fast")
 _BLOCK = 256  # threads per block of PyTorch's dropout kernel
 _UNROLL = 4  # numbers per Philox call
 ITERATION = 2**30  # elements, of `graph_plan`
+
+# The GPU that is current; None where PyTorch was built without CUDA, and kernels run in the interpreter.
+current_device: Any = getattr(torch._C, "_cuda_getDevice", None)
 
 _lock = threading.Lock()  # two of our calls on one GPU, in two threads, must not share numbers
 
@@ -137,8 +140,14 @@ def used_probability(p: float, rng: str) -> float:
     return min(round(p * 65536), 65535) / 65536 if rng == "fast" else p
 
 
+def is_capturing(tensor: Tensor) -> bool:
+    """Whether a CUDA graph is being captured on the current stream of `tensor`'s GPU, current or not."""
+    with torch.cuda.device_of(tensor):
+        return torch.cuda.is_current_stream_capturing()
+
+
 def draw(input: Tensor, plan: Plan) -> Draw:
-    """Reserve the numbers for one call from the generator of `input`'s CUDA device.
+    """Reserve the numbers for one call from the generator of `input`'s CUDA device, which is current.
 
     Host integers only: no kernel, no synchronisation.
     """
@@ -154,6 +163,7 @@ def draw(input: Tensor, plan: Plan) -> Draw:
 def draw_for_graph(input: Tensor, plan: Plan) -> Draw:
     """Numbers for one call that is being captured in a CUDA graph, other ones at every replay.
 
+    `input`'s GPU is the current one: its generator asks what the current stream captures.
     From torch 2.14 on they are those that `torch.nn.Dropout` would have had in its place.
     """
     generator = torch.cuda.default_generators[input.get_device()]

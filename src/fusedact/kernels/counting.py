@@ -25,6 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import random
 from ..activations import Activation
 from ..random import Plan
 from . import activations
@@ -343,6 +344,6 @@ def count_input(
 
 def _free(kernel: Kernel, tensor: Tensor) -> bool:
     """Whether it can be launched now: nothing can be loaded while a graph is captured."""
-    if not (tensor.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if not (tensor.is_cuda and random.is_capturing(tensor)):
         return True
     return tensor.data_ptr() % 16 == 0 and kernel.ready(tensor.get_device())

@@ -33,8 +33,7 @@ WARPS = COLUMNS // (64 if torch.version.hip else 32)  # a thread for each column
 _KNOWN_LAUNCHER = (3, 6) <= tuple(int(part) for part in triton.__version__.split(".")[:2]) <= (3, 9)
 
 
-# On a machine without CUDA PyTorch has neither; kernels run in the interpreter there, without a launcher.
-_current_device: Any = getattr(torch._C, "_cuda_getDevice", None)
+# As `random.current_device`: the interpreter has no launcher.
 _current_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
 
@@ -147,7 +146,7 @@ class Kernel:
                 if self._captured is not None:
                     self._captured._load(key, grid, (first, *others), scalars)
             return
-        if _current_device() != device:
+        if random.current_device() != device:
             with torch.cuda.device(device):
                 self(grid, first, others, scalars)
             return
