@@ -54,7 +54,9 @@ def passing_for_a_gpu() -> Iterator[None]:
 
     def kernel(*arguments: Any) -> launch.Kernel:
         made = launch._kernel.__wrapped__(*arguments)
-        made._compiled[-1] = launch._Launcher("".format, None, None, None)  # a CPU tensor's GPU; takes any arguments
+        made._compiled[-1] = launch._Launcher(
+            "".format, None, None, None
+        )  # a CPU tensor's GPU; takes any arguments
         return made
 
     patches: tuple[Any, ...] = (

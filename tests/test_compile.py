@@ -20,7 +20,7 @@ def calls(activation, dtype, n, rng):
     for draw in (random.Draw(n % 7, 4 * n), random.Draw(0, 8, (number, number))):
         bits = launch.forward(prepared, x, x, draw)
     launch.backward(prepared, x, x if activation.saved.name == "INPUT" else None, bits, x)
-    return prepared, x
+    return prepared
 """
 
 COUNT = """
@@ -55,9 +55,9 @@ for activation in ACTIVATIONS:
     for dtype in (torch.bfloat16, torch.float64):
         for n in (4096, 1001):
             launch._watched = lambda: True  # Triton launches
-            assert not launch.loaded(*calls(activation, dtype, n, "eager"))
+            assert not launch.loaded(calls(activation, dtype, n, "eager"), -1, True)
             launch._watched = watched  # we do
-            assert launch.loaded(*calls(activation, dtype, n, "eager"))
+            assert launch.loaded(calls(activation, dtype, n, "eager"), -1, True)
             tritons, ours = launches[:3], launches[3:]
             assert len(tritons) == len(ours) == 3
             for (kernel, theirs), (own_kernel, own) in zip(tritons, ours):
@@ -79,10 +79,9 @@ x = torch.empty(4096)
 plan = random.plan("eager", 4096, 4, 132, 2048)
 prepared = launch.prepare(ACTIVATIONS[0], x.dtype, 4096, 0.0, 0.5, plan)
 bits = launch.forward(prepared, x, x, random.Draw(1, 0))
-assert not launch.loaded(prepared, x)
+assert launch.loaded(prepared, -1, False) and not launch.loaded(prepared, -1, True)
 launch.backward(prepared, x, None, bits, x)
-assert launch.loaded(prepared, x)
-assert not launch.loaded(prepared, torch.empty(4097)[1:])
+assert launch.loaded(prepared, -1, True)
 loads = launches.copy()
 launch.forward(prepared, x, x, random.Draw(0, 0, (bits, bits)))
 assert launches[len(loads)][1][5] is prepared.captured._compiled[-1].metadata

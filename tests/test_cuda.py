@@ -274,9 +274,9 @@ def test_a_kernel_stays_loaded_when_triton_forgets_it(activation, launch):
 def captured(call, device, current=None):
     """The graph of a call on `device`, while `current` is current."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
-        with torch.cuda.device(device if current is None else current):
-            result = call()
+    capture = torch.cuda.graph(graph, stream=torch.cuda.Stream(device))
+    with torch.cuda.device(device), capture, torch.cuda.device(device if current is None else current):
+        result = call()
     return graph, result
 
 
@@ -333,3 +333,72 @@ def test_the_monitor_counts_while_another_device_is_current(activation, make):
         (layer,) = monitor.report().layers
     assert layer.samples == 3 * 64
     assert torch.equal(layer.fired, 3 * (x > 0).sum(0).cpu())
+
+
+@activations
+@rngs
+@pytest.mark.usefixtures("cold")
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("warm", [False, True], ids=["aligned", "misaligned"])
+def test_a_capture_with_an_alignment_that_was_not_warmed_up(activation, rng, inplace, warm, monkeypatch):
+    """It launches our kernels all the same, and gives what they give outside of a capture."""
+    x, dy = torch.randn(2, 4097, device="cuda")
+
+    def step(first, x, dy):
+        """A call on a part of a tensor, whose gradient is a part of one."""
+        leaf = x[first : first + 4096].detach().requires_grad_()
+        y = function(activation)(leaf, 0.5, *parameters(activation), rng=rng)
+        return y, torch.autograd.grad(y, leaf, dy[first : first + 4096])[0]
+
+    def in_place(first, x, dy):
+        leaf = x[first : first + 4096].detach().requires_grad_()
+        buffer = torch.cat([x[:first], leaf])[first:]
+        y = function(activation)(buffer, 0.5, *parameters(activation), inplace=True, rng=rng)
+        return y, torch.autograd.grad(y, leaf, dy[first : first + 4096])[0]
+
+    call = in_place if inplace else step
+    call(int(warm), x, dy)
+    monkeypatch.setattr(reference, "composition", None)
+    monkeypatch.setattr(ops, "_composed_backward", None)
+    for first in (0, 1):
+        graph, (y, dx) = captured(lambda first=first: call(first, x, dy), 0)
+        graph.replay()
+        torch.cuda.synchronize()
+        inputs = x[first : first + 4096].detach().requires_grad_()
+        keep = y.detach() != 0
+        value = activation.eager(inputs, *parameters(activation))
+        assert 0.3 < keep.double().mean() < 0.7 or activation.saved is Saved.ALIVE
+        torch.testing.assert_close(y, value * keep * 2)
+        (expected,) = torch.autograd.grad(value, inputs, dy[first : first + 4096] * keep * 2)
+        torch.testing.assert_close(dx, expected)
+
+
+@activations
+@pytest.mark.usefixtures("cold")
+def test_a_capture_of_backward_alone_that_was_not_warmed_up(activation, monkeypatch):
+    """It is the composition's, of which other tests are; here it is one that can be told."""
+    monkeypatch.setattr(ops, "_composed_backward", lambda call, dy, *saved: dy * 3)
+    x = torch.randn(4096, device="cuda", requires_grad=True)
+    dy = torch.randn_like(x)
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        y = function(activation)(x, 0.5, *parameters(activation))
+    with torch.cuda.graph(graph, stream=stream):
+        (dx,) = torch.autograd.grad(y, x, dy, retain_graph=True)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(dx, dy * 3)
+    assert not torch.equal(torch.autograd.grad(y, x, dy)[0], dx)  # outside of a capture the kernel's
+
+
+@activations
+@pytest.mark.usefixtures("cold")
+def test_a_captured_inference_needs_no_backward(activation, monkeypatch):
+    x = torch.randn(9000, device="cuda", requires_grad=True)
+    monkeypatch.setattr(reference, "composition", None)
+    with torch.no_grad():
+        function(activation)(x, 0.5)
+        captured(lambda: function(activation)(x, 0.5), 0)
+    function(activation)(x.detach(), 0.5)
+    captured(lambda: function(activation)(x.detach(), 0.5), 0)

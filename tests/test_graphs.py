@@ -314,7 +314,8 @@ def capturing(device, monkeypatch):
     monkeypatch.setattr(random, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device_of", contextlib.nullcontext)
     monkeypatch.setattr(random, "processors", lambda device: PROCESSORS)
-    monkeypatch.setattr(ops.kernels(), "loaded", lambda prepared, x: True)
+    monkeypatch.setattr(ops.kernels(), "loaded", lambda prepared, device, backward: True)
+    monkeypatch.setattr(ops.kernels(), "_can_load", lambda tensor: True)
     return generator
 
 
@@ -374,7 +375,7 @@ def test_a_captured_call_before_torch_2_14_draws_its_seed(activation, capturing,
 
 def test_a_captured_call_whose_kernels_are_not_loaded_is_the_composition(capturing, monkeypatch):
     """Nothing can be loaded while a graph is captured."""
-    monkeypatch.setattr(ops.kernels(), "loaded", lambda prepared, x: False)
+    monkeypatch.setattr(ops.kernels(), "loaded", lambda prepared, device, backward: False)
     monkeypatch.setattr(ops.kernels(), "forward", None)
     x = torch.randn(1000)
     results = [train(make(ACTIVATIONS[0]), x) for make in (fused_module, eager_modules)]

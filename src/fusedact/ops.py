@@ -73,10 +73,10 @@ def activation_dropout(
     if watchers:
         watchers = tuple(watcher for watcher in watchers if watcher.wants(training))
     if training and 0 < p < 1 and _runs_kernels(input):
-        device_index = input.get_device()
-        if random.current_device() != device_index:
+        index = input.get_device()
+        if random.current_device() != index:
             # Capture status, generators and launches go by what is current.
-            with torch.cuda.device(device_index):
+            with torch.cuda.device(index):
                 return activation_dropout(activation, input, parameters, p, training, inplace, rng, watchers)
         parameter = parameters[0] if parameters else 0.0
         from_output = inplace and activation.from_output is not None
@@ -84,7 +84,8 @@ def activation_dropout(
         prepared = _prepared(activation, input.dtype, device, n, parameter, p, rng, from_output, watched)
         if prepared is not None:
             capturing = torch.cuda.is_current_stream_capturing()
-            if not capturing or kernels().loaded(prepared, input):
+            differentiates = capturing and input.requires_grad and torch.is_grad_enabled()
+            if not capturing or kernels().loaded(prepared, index, differentiates):
                 counters = _counters(watchers, input, prepared) if watched else ()
                 draw = random.draw_for_graph if capturing else random.draw
                 return fused(input, prepared, draw(input, prepared.plan), inplace, counters)
@@ -197,9 +198,11 @@ def fused(
         not dense
         or not ordered
         or prepared.saves_input
+        or (draw[2] and input.data_ptr() % 16)
         or (input.is_leaf and input.requires_grad and torch.is_grad_enabled())
     ):
-        # The kernel can't write where it stands, backward reads it, or autograd is about to refuse.
+        # The kernel can't write where it stands (a graph's takes aligned pointers), backward reads it, or
+        # autograd is about to refuse.
         return input.copy_(fused(input.clone(), prepared, draw, False, counters))
     # A copy's layout is the one that eager's activation would have given its output.
     x = input if dense else input.clone(memory_format=torch.preserve_format)
@@ -259,7 +262,10 @@ def _backward(call: Call, dy: Tensor, bits: Tensor, x: Tensor | None = None) -> 
     if x is not None:
         x = _as_saved(x, dy, dy.dtype, dy.shape, stride)
     dx = _empty_like(dy)
-    kernels().backward(prepared, dy, x, bits, dx)
+    try:
+        kernels().backward(prepared, dy, x, bits, dx)
+    except kernels().NotLoadedError:
+        return _composed_backward(call, dy, bits, x)
     return dx
 
 
@@ -269,9 +275,9 @@ def _as_saved(
     """A saved tensor in the layout in which it was saved: hooks may have given it another one."""
     if tensor.dtype is not dtype or tensor.get_device() != dy.get_device() or tensor.shape != shape:
         raise RuntimeError(
-            f"saved_tensors_hooks have to give back what they got, of shape {tuple(shape)}, {dtype}, on "
-            f"{dy.device}, but gave a tensor of shape {tuple(tensor.shape)}, {tensor.dtype}, on {tensor.device}. "
-            "Undo in the unpack hook what the pack hook does"
+            "saved_tensors_hooks have to give back what they got, a tensor of shape "
+            f"{tuple(shape)}, {dtype}, on {dy.device}, but gave one of shape {tuple(tensor.shape)}, "
+            f"{tensor.dtype}, on {tensor.device}. Undo in the unpack hook what the pack hook does"
         )
     return _ordered(tensor, stride)
 

@@ -102,6 +102,10 @@ def specialisation(activation: Activation, direction: str, dtype: torch.dtype, p
     }
 
 
+class NotLoadedError(RuntimeError):
+    """A CUDA graph is being captured, while which nothing can be loaded."""
+
+
 class Kernel:
     """A kernel with its compile-time arguments, launched on the GPU of its tensors.
 
@@ -110,11 +114,19 @@ class Kernel:
     is left, Triton specialises nothing) and from then on calls what Triton compiled. Where Triton is
     to see every launch (hooks, debug modes, the interpreter), or is of a version whose launcher may
     differ, it does.
+
+    Nothing can be loaded while a CUDA graph is captured. So the first launch also loads the kernel of aligned
+    pointers, and that of `captured`, which graphs launch in this one's place. If the kernel of some other
+    alignment is missing in a capture, aligned copies stand in for the first `reads` pointers, which are only
+    read.
     """
 
-    def __init__(self, function: Any, constants: dict[str, Any], captured: "Kernel | None" = None) -> None:
+    def __init__(
+        self, function: Any, constants: dict[str, Any], reads: int, captured: "Kernel | None" = None
+    ) -> None:
         self._function = function
-        self._captured = captured  # the one that a graph launches: nothing can be loaded while it captures
+        self._reads = reads
+        self._captured = captured
         self._constants = constants
         # The launcher takes compile-time arguments too, in their places, and skips them.
         self._rest = tuple(constants[name] for name in function.arg_names if name in constants)
@@ -128,7 +140,11 @@ class Kernel:
         others: tuple[Tensor | None, ...],
         scalars: tuple[float | int | Tensor, ...],
     ) -> None:
-        """Launch on the GPU of `first`, the kernel's first pointer, with the others and its scalars."""
+        """Launch on the GPU of `first`, the kernel's first pointer, with the others and its scalars.
+
+        Raises:
+            NotLoadedError: it would have to be loaded, which can't be now.
+        """
         device = first.get_device()
         key: Any = device
         addresses = first.data_ptr()
@@ -138,13 +154,17 @@ class Kernel:
         if addresses & 15:
             key = (device, *_misaligned(first, *others))
         compiled = self._compiled.get(key)
+        if compiled is None and _KNOWN_LAUNCHER and not _can_load(first):
+            self._launch_aligned(grid, (first, *others), scalars)
+            return
         if compiled is None or _watched():
             with torch.cuda.device_of(first):
                 compiled = self._function[grid](first, *others, *scalars, **self._constants)
             if _KNOWN_LAUNCHER and hasattr(compiled, "packed_metadata"):
                 self._compiled[key] = _launcher(compiled)
-                if self._captured is not None:
-                    self._captured._load(key, grid, (first, *others), scalars)
+                for kernel in (self, self._captured):
+                    if kernel is not None and device not in kernel._compiled:
+                        kernel._load(device, grid, (first, *others), scalars)
             return
         if random.current_device() != device:
             with torch.cuda.device(device):
@@ -165,17 +185,31 @@ class Kernel:
             *self._rest,
         )
 
-    def _load(
-        self, key: Any, grid: tuple[int, int, int], tensors: tuple[Any, ...], scalars: tuple[Any, ...]
+    def _launch_aligned(
+        self, grid: tuple[int, int, int], tensors: tuple[Any, ...], scalars: tuple[Any, ...]
     ) -> None:
-        """Compile and load, but don't launch; the pointers after the scalars are to int64."""
+        """Launch with copies of what is misaligned and only read."""
+        read = tensors[: self._reads]
+        if not any(_misaligned(*read)):
+            raise NotLoadedError("a kernel has to be launched once before a CUDA graph with it is captured")
+        copies = (_aligned(tensor) for tensor in read)
+        self(grid, next(copies), (*copies, *tensors[self._reads :]), scalars)
+
+    def _load(
+        self, device: int, grid: tuple[int, int, int], tensors: tuple[Any, ...], scalars: tuple[Any, ...]
+    ) -> None:
+        """Compile and load for aligned pointers, but don't launch.
+
+        The pointers after the scalars are to int64.
+        """
+        pointers = [tensor if tensor is None else tensor.dtype for tensor in tensors]
         rest = [torch.int64] * (len(self._function.arg_names) - len((*tensors, *scalars, *self._rest)))
-        with torch.cuda.device_of(tensors[0]):
-            compiled = self._function.warmup(*tensors, *scalars, *rest, grid=grid, **self._constants)
-            self._compiled[key] = _launcher(compiled)
+        with torch.cuda.device(device):
+            compiled = self._function.warmup(*pointers, *scalars, *rest, grid=grid, **self._constants)
+            self._compiled[device] = _launcher(compiled)
 
     def ready(self, device: int) -> bool:
-        """Whether a launch on that GPU, with aligned pointers, needs nothing loaded."""
+        """Whether a launch on that GPU needs nothing loaded, what is written being aligned."""
         return device in self._compiled and not _watched()
 
 
@@ -191,6 +225,15 @@ class _Launcher(NamedTuple):
 def _launcher(compiled: Any) -> _Launcher:
     run = compiled.run  # a property, which loads the rest
     return _Launcher(run, compiled.function, compiled.packed_metadata, compiled)
+
+
+def _can_load(tensor: Tensor) -> bool:
+    return not (tensor.is_cuda and random.is_capturing(tensor))
+
+
+def _aligned(tensor: Tensor | None) -> Tensor | None:
+    """`tensor`, or where it is misaligned a copy in the same order."""
+    return tensor.clone() if tensor is not None and tensor.data_ptr() % 16 else tensor
 
 
 def _misaligned(*pointers: Tensor | None) -> tuple[bool, ...]:
@@ -289,11 +332,13 @@ def _kernel(
 ) -> Kernel:
     constants = specialisation(activation, direction, dtype, plan)
     if direction != "forward":
-        return Kernel(backward_kernel, constants)
+        return Kernel(backward_kernel, constants, 3)
     if captured:
         del constants["seed_ptr"], constants["offset_ptr"]
-        return Kernel(forward_kernel, constants)
-    return Kernel(forward_kernel, constants, _kernel(activation, direction, dtype, plan, True, stores_signs))
+        return Kernel(forward_kernel, constants, 1)
+    return Kernel(
+        forward_kernel, constants, 1, _kernel(activation, direction, dtype, plan, True, stores_signs)
+    )
 
 
 def _scalars(scale: float, parameter: float, double: bool) -> tuple[int, ...]:
@@ -334,13 +379,15 @@ def forward_with_signs(prepared: Prepared, x: Tensor, y: Tensor, draw: Draw) -> 
     return bits, bits if signs is None else signs
 
 
-def loaded(prepared: Prepared, input: Tensor) -> bool:
-    """Whether a graph that is being captured on `input`'s GPU can launch both: nothing is left to load."""
-    device = input.get_device()
-    aligned = input.data_ptr() % 16 == 0
-    return aligned and prepared.captured.ready(device) and prepared.backward.ready(device)
+def loaded(prepared: Prepared, device: int, backward: bool) -> bool:
+    """Whether a graph that is being captured on that GPU can launch forward, and if asked `backward`."""
+    return prepared.captured.ready(device) and (not backward or prepared.backward.ready(device))
 
 
 def backward(prepared: Prepared, dy: Tensor, x: Tensor | None, bits: Tensor, dx: Tensor) -> None:
-    """Write dx from dy, the packed bits and what was saved of x or y; all dense in the same layout."""
+    """Write dx from dy, the packed bits and what was saved of x or y; all dense in the same layout.
+
+    Raises:
+        NotLoadedError: a graph is being captured, and no backward has run before.
+    """
     prepared.backward(prepared.grid, dy, (x, bits, dx), prepared.backward_scalars)
