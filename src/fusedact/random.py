@@ -2,7 +2,7 @@
 
 - eager: on a CUDA device `torch.nn.Dropout` numbers its threads, gives each a Philox4x32-10 sequence
   and advances the device generator's offset. `eager_plan` and `keep_threshold` restate its rules
-  (aten/src/ATen/native/cuda/Dropout.cu, torch 2.7 and later), so that a fused call drops the elements
+  (aten/src/ATen/native/cuda/Dropout.cu, torch 2.11 and later), so that a fused call drops the elements
   that `Dropout` would have dropped and leaves the generator where it would have left it.
 - fast: 16 random bits per element from Philox4x32-7, half the numbers and less than half the
   arithmetic; docs/kernels.md says why 7 rounds are enough, and what is known against them. The mask

@@ -4,7 +4,8 @@ Both walk the same tile. A program owns COLUMNS columns of 32 elements, one colu
 groups of LANES elements, each group one 16-byte access. A column's bits make one 32-bit word, the
 first element's bit the highest. Everything between the loads and the stores stands lane by lane, in
 tensors of one dimension, or in tiles joined of those: they have the layout in which the random
-numbers are drawn and the accesses are made, so nothing moves between threads (docs/kernels.md).
+numbers are drawn and the accesses are made, so nothing moves between threads (docs/kernels.md). The one
+exception is eager at VEC = 1, an odd size: Triton moves tiles through shared memory there.
 
 Which elements a program owns, and which random word each has, is the mapping's:
 
