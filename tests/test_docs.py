@@ -89,7 +89,7 @@ def test_blocks_are_the_committed_results():
 
 
 def test_the_masks_figures_are_the_committed_results():
-    """Each row of the page's table is one of the file's comparisons, in its order; sentences name the rest."""
+    """Each row of the page's table is one of the file's comparisons, in order; sentences name the rest."""
     record = json.loads((ROOT / "benchmarks" / "results" / "dropout-verification.json").read_text())
     page = PAGES["randomness.md"]
     rows = re.findall(r"^\| (.*) \| ([\d,]+) \| ([\d,]+) \|$", page.split("<!-- masks -->")[1], re.MULTILINE)
@@ -99,7 +99,10 @@ def test_the_masks_figures_are_the_committed_results():
     identical = record["sass_identical"]
     assert f"{identical['kernels']} of {identical['kernels']} kernels are identical" in text
     *most, last = identical["torch 2.14.1"]
-    assert f"torch 2.14.1 for {', '.join(most)} and {last}, torch 2.11.0 for {identical['torch 2.11.0'][0]}" in text
+    assert (
+        f"torch 2.14.1 for {', '.join(most)} and {last}, torch 2.11.0 for {identical['torch 2.11.0'][0]}"
+        in text
+    )
     assert f"{record['comparisons'][0]['elements'] / 1e6} million elements" in rows[0][0]
     assert f"fusedact's {record['fusedact'].split(',')[0]}" in text
     for exception in ("time", "the last bits of approximate instructions", "torch 2.7 to 2.10", "ROCm"):

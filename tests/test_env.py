@@ -1,14 +1,17 @@
 """`python -m fusedact.env`: what it says, and that its self-test can fail."""
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from cases import PROCESSORS
 
 import fusedact
-from fusedact import env, ops
+from fusedact import env, ops, random, reference
 from fusedact.functional import ACTIVATIONS
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +34,11 @@ runpy.run_module("fusedact.env", run_name="__main__", alter_sys=True)
     assert result.stderr == ""
     assert "triton    not installed\n" in result.stdout
     passed = [line.split() for line in result.stdout.splitlines() if "self-test" in line]
-    assert passed == [["self-test", "passed"]] * len(env.devices())
+    # That process may see other devices than this one.
+    found = re.findall(r"^(cpu|\w+:\d+): ", result.stdout, re.MULTILINE)
+    assert passed == [["self-test", "passed"]] * len(found)
+    masks = result.stdout.count("  masks          torch.nn.Dropout's, ")
+    assert masks == sum(name.startswith("cuda") for name in found)
 
 
 def test_says_what_is_installed(capsys):
@@ -81,7 +88,7 @@ def wrong_gradient(activation, input, *rest):
 
 def too_many_numbers(*args):
     output = right(*args)
-    torch.rand(1)
+    torch.rand(1, device=output.device)
     return output
 
 
@@ -94,6 +101,75 @@ def test_a_failing_self_test_is_told(wrong, monkeypatch, capsys):
     output = capsys.readouterr().out
     assert "self-test      FAILED\n    AssertionError: relu, torch.float32: " in output
     assert "passed" not in output
+
+
+# Masks of torch.nn.Dropout
+
+
+def drawn(device, dtype, seed=3, before=8):
+    """As a GPU of the size that `gpu` says draws."""
+    n, p = env._ELEMENTS, env._P
+    plan = random.eager_plan(n, dtype.itemsize, *PROCESSORS)
+    keep = reference.eager_mask(n, p, dtype, seed, before, *PROCESSORS)
+    return env.Drawn(keep, seed, before, before + plan.increment)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A CPU that passes for a GPU whose dropout `env.draw` returns."""
+    monkeypatch.setattr(random, "processors", lambda device: PROCESSORS)
+    monkeypatch.setattr(env, "draw", drawn)
+    return torch.device("cpu")
+
+
+def test_masks_are_said_to_be_nn_dropouts(gpu):
+    said = "torch.nn.Dropout's, element for element, in float16, bfloat16, float32, float64"
+    assert env.check_masks(gpu) == said
+
+
+def one_element(drawn):
+    keep = drawn.keep.clone()
+    keep[-1] = ~keep[-1]
+    return drawn._replace(keep=keep)
+
+
+@pytest.mark.parametrize("dtype", ops.DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "broken", [one_element, lambda drawn: drawn._replace(after=drawn.after + 4)], ids=["mask", "offset"]
+)
+def test_a_dropout_that_draws_otherwise_is_told(gpu, monkeypatch, dtype, broken):
+    def draw(device, drawn_in):
+        return broken(drawn(device, drawn_in)) if drawn_in is dtype else drawn(device, drawn_in)
+
+    monkeypatch.setattr(env, "draw", draw)
+    expected = (
+        f'rng="eager" no longer matches torch.nn.Dropout in {dtype}: torch {torch.__version__} draws another '
+        "mask. It was confirmed for torch 2.11.0 and 2.14.1. "
+    )
+    with pytest.raises(AssertionError, match=re.escape(expected)):
+        env.check_masks(gpu)
+
+
+def test_the_versions_are_those_of_the_record():
+    record = json.loads((ROOT / "benchmarks" / "results" / "dropout-verification.json").read_text())
+    assert {f"torch {version}" for version in env.CONFIRMED} == record["sass_identical"].keys() - {"kernels"}
+
+
+@pytest.mark.usefixtures("cuda")
+def test_each_gpu_compares_real_masks(capsys, monkeypatch):
+    """And a dropout that takes numbers of its own first is told."""
+    assert env.main() == 0
+    assert capsys.readouterr().out.count("  masks          torch.nn.Dropout's, ") == torch.cuda.device_count()
+    forward = torch.nn.Dropout.forward
+
+    def greedy(self, x):
+        torch.rand(1, device=x.device)
+        return forward(self, x)
+
+    monkeypatch.setattr(torch.nn.Dropout, "forward", greedy)
+    assert env.main() == 1
+    said = '  masks          FAILED\n    AssertionError: rng="eager" no longer matches'
+    assert capsys.readouterr().out.count(said) == torch.cuda.device_count()
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda row: row.name)

@@ -1,4 +1,6 @@
-"""`python -m fusedact.env`: versions, the path that calls take on each device, and a self-test on each.
+"""`python -m fusedact.env`: versions, the path that calls take on each device, and self-tests on each.
+
+On a GPU one of them compares masks of `torch.nn.Dropout` with the oracle's.
 
 For bug reports. It needs no GPU and no Triton; its exit code is 1 if a self-test fails, else 0.
 """
@@ -6,13 +8,18 @@ For bug reports. It needs no GPU and no Triton; its exit code is 1 if a self-tes
 import platform
 import sys
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from . import __version__, ops, random
+from . import __version__, ops, random, reference
 from .activations import Activation, Saved
 from .functional import ACTIVATIONS
+
+# Versions of torch whose masks were confirmed: benchmarks/results/dropout-verification.json.
+CONFIRMED = ("2.11.0", "2.14.1")
+_ELEMENTS, _P = 2**18, 0.3
 
 
 def versions() -> dict[str, str]:
@@ -72,10 +79,13 @@ def paths(device: torch.device) -> tuple[str, str]:
     return f"eager composition: {why}", "the same, compiled"
 
 
-def self_test(device: torch.device) -> None:
+def self_test(device: torch.device) -> str:
     """One forward and backward of every activation against its two PyTorch modules, from the same seed.
 
     Values and gradients have to be eager's bits; those of an activation that computes exp itself, close.
+
+    Returns:
+        "passed".
 
     Raises:
         AssertionError: they are not.
@@ -86,6 +96,7 @@ def self_test(device: torch.device) -> None:
                 _compare(row, torch.randn(128, 100, device=device, dtype=dtype, requires_grad=True))
             except AssertionError as error:
                 raise AssertionError(f"{row.name}, {dtype}: {error}") from None
+    return "passed"
 
 
 def _compare(row: Activation, x: Tensor) -> None:
@@ -105,6 +116,58 @@ def _compare(row: Activation, x: Tensor) -> None:
     torch.testing.assert_close(run(fused), run(eager), rtol=tolerance, atol=tolerance)
 
 
+class Drawn(NamedTuple):
+    """What one `torch.nn.Dropout` kept, and its device's generator: the seed, the offset before and after."""
+
+    keep: Tensor
+    seed: int
+    before: int
+    after: int
+
+
+def draw(device: torch.device, dtype: torch.dtype) -> Drawn:
+    """One mask of `torch.nn.Dropout` on a GPU, on the CPU."""
+    generator = torch.cuda.default_generators[torch.device(device).index]
+    generator.manual_seed(2**40 + 1)
+    generator.set_offset(8)
+    keep = nn.Dropout(_P)(torch.ones(_ELEMENTS, device=device, dtype=dtype)) != 0
+    return Drawn(keep.cpu(), generator.initial_seed(), 8, generator.get_offset())
+
+
+def check_masks(device: torch.device) -> str:
+    """Compare one mask of `torch.nn.Dropout` per dtype with the oracle's.
+
+    Returns:
+        What to say of them.
+
+    Raises:
+        AssertionError: they differ.
+    """
+    for dtype in ops.DTYPES:
+        drawn = draw(device, dtype)
+        gpu = random.processors(device)
+        keep = reference.eager_mask(_ELEMENTS, _P, dtype, drawn.seed, drawn.before, *gpu)
+        increment = random.eager_plan(_ELEMENTS, dtype.itemsize, *gpu).increment
+        if not torch.equal(drawn.keep, keep) or drawn.after != drawn.before + increment:
+            raise AssertionError(
+                f'rng="eager" no longer matches torch.nn.Dropout in {dtype}: torch {torch.__version__} draws '
+                f"another mask. It was confirmed for torch {' and '.join(CONFIRMED)}. Fused calls stay right, "
+                "with masks of their own. Please report it with this output"
+            )
+    names = ", ".join(str(dtype).removeprefix("torch.") for dtype in ops.DTYPES)
+    return f"torch.nn.Dropout's, element for element, in {names}"
+
+
+def checks(device: torch.device) -> dict[str, Callable[[torch.device], str]]:
+    """What is printed of a device, line by line: functions that find it out, by its name."""
+    return {
+        "calls": lambda device: paths(device)[0],
+        "torch.compile": lambda device: paths(device)[1],
+        **({"masks": check_masks} if device.type == "cuda" else {}),
+        "self-test": self_test,
+    }
+
+
 def main() -> int:
     """Print it all; the exit code."""
     for name, value in versions().items():
@@ -112,15 +175,13 @@ def main() -> int:
     failures = 0
     for device in devices():
         print(f"\n{device}: {describe(device)}")
-        try:
-            plain, compiled = paths(device)
-            print(f"  calls          {plain}\n  torch.compile  {compiled}")
-            self_test(device)
-            print("  self-test      passed")
-        except Exception as error:
-            failures += 1
-            text = f"{type(error).__name__}: {error}".strip().replace("\n", "\n    ")
-            print(f"  self-test      FAILED\n    {text}")
+        for name, check in checks(device).items():
+            try:
+                print(f"  {name:<15}{check(device)}")
+            except Exception as error:
+                failures += 1
+                text = f"{type(error).__name__}: {error}".strip().replace("\n", "\n    ")
+                print(f"  {name:<15}FAILED\n    {text}")
     return 1 if failures else 0
 
 
