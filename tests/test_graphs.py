@@ -5,7 +5,9 @@ A graph lives longer than its numbers: each of its runs has to draw others, and 
 
 import contextlib
 import itertools
+from typing import ClassVar
 
+import cases
 import pytest
 import torch
 from cases import (
@@ -263,6 +265,60 @@ def test_a_symbolic_trace_has_the_module_as_one_node(activation):
     x = torch.randn(5, 8)
     assert all(map(torch.equal, train(graph, x), train(net, x)))
     assert torch.equal(graph.eval()(x), net.eval()(x))
+
+
+@activations
+def test_a_symbolic_trace_has_a_function_as_one_node(activation):
+    """As one of PyTorch's own: with its arguments, and as fast when it runs."""
+    name = f"{activation.name}_dropout"
+    given = {"p": 0.3, "rng": "fast", **({activation.parameter: 0.2} if activation.parameter else {})}
+    graph = torch.fx.symbolic_trace(lambda x: cases.function(activation)(x, **given) + 1)
+    (node,) = [node for node in graph.graph.nodes if node.name == name]
+    assert node.op == "call_function"
+    assert node.target is cases.function(activation)
+    assert node.kwargs == {"training": True, "inplace": False, **given}
+    x = torch.randn(5, 8)
+    assert all(
+        map(torch.equal, train(graph, x), train(lambda x: cases.function(activation)(x, **given) + 1, x))
+    )
+
+
+class Overriding(torch.Tensor):
+    """A subclass that is told of every function."""
+
+    told: ClassVar[list[object]] = []
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        cls.told.append((func, kwargs))
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+@activations
+def test_a_subclass_overrides_a_function(activation):
+    x = torch.randn(50)
+    Overriding.told.clear()
+    torch.manual_seed(1)
+    y = cases.function(activation)(x.as_subclass(Overriding), 0.3, inplace=True)
+    assert type(y) is Overriding
+    ((_, kwargs),) = [call for call in Overriding.told if call[0] is cases.function(activation)]
+    assert kwargs["p"] == 0.3
+    assert kwargs["inplace"] is True
+    torch.manual_seed(1)
+    assert torch.equal(y.as_subclass(torch.Tensor), cases.function(activation)(x.clone(), 0.3))
+
+
+@activations
+def test_a_mode_sees_a_function(activation):
+    class Mode(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    seen, x = [], torch.randn(50)
+    with Mode():
+        cases.function(activation)(x, 0.3)
+    assert seen[0] is cases.function(activation)
 
 
 # torch.export

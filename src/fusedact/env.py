@@ -150,9 +150,9 @@ def check_masks(device: torch.device) -> str:
         increment = random.eager_plan(_ELEMENTS, dtype.itemsize, *gpu).increment
         if not torch.equal(drawn.keep, keep) or drawn.after != drawn.before + increment:
             raise AssertionError(
-                f'rng="eager" no longer matches torch.nn.Dropout in {dtype}: torch {torch.__version__} draws '
-                f"another mask. It was confirmed for torch {' and '.join(CONFIRMED)}. Fused calls stay right, "
-                "with masks of their own. Please report it with this output"
+                f'rng="eager" no longer matches torch.nn.Dropout in {dtype}: torch {torch.__version__} '
+                f"draws another mask. It was confirmed for torch {' and '.join(CONFIRMED)}. Fused calls "
+                "stay right, with masks of their own. Please report it with this output"
             )
     names = ", ".join(str(dtype).removeprefix("torch.") for dtype in ops.DTYPES)
     return f"torch.nn.Dropout's, element for element, in {names}"

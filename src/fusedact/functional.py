@@ -3,11 +3,13 @@
 Every function computes `dropout(act(input), p)` elementwise. `input` has any shape and strides and
 dtype float16, bfloat16, float32 or float64; the result has the same shape, dtype and layout. On a
 CUDA device with Triton it is one kernel forward and one backward; elsewhere, the eager composition.
+They follow the `__torch_function__` protocol, as PyTorch's own functions do.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from .activations import ROWS, Activation, Saved, check_parameter
 from .ops import activation_dropout
@@ -39,6 +41,11 @@ def relu_dropout(
     Where the upstream gradient is not finite, dead elements get gradient 0: their one bit can't tell
     a dropped element, for which eager mode multiplies by 0, from a negative one.
     """
+    if has_torch_function_unary(input):
+        result: Tensor = handle_torch_function(
+            relu_dropout, (input,), input, p=p, training=training, inplace=inplace, rng=rng
+        )
+        return result
     return activation_dropout(RELU, input, (), p, training, inplace, rng)
 
 
@@ -76,6 +83,18 @@ def leaky_relu_dropout(
         ValueError: `p` is no number in [0, 1], `negative_slope` no finite number, or `rng` has
             another value.
     """
+    if has_torch_function_unary(input):
+        result: Tensor = handle_torch_function(
+            leaky_relu_dropout,
+            (input,),
+            input,
+            p=p,
+            negative_slope=negative_slope,
+            training=training,
+            inplace=inplace,
+            rng=rng,
+        )
+        return result
     slope = check_parameter("negative_slope", negative_slope)
     return activation_dropout(LEAKY_RELU, input, (slope,), p, training, inplace, rng)
 
@@ -127,6 +146,11 @@ def elu_dropout(
         TypeError: `input` is no dense floating-point tensor, or `training` or `inplace` no bool.
         ValueError: `p` is no number in [0, 1], `alpha` no finite number, or `rng` has another value.
     """
+    if has_torch_function_unary(input):
+        result: Tensor = handle_torch_function(
+            elu_dropout, (input,), input, p=p, alpha=alpha, training=training, inplace=inplace, rng=rng
+        )
+        return result
     alpha = check_parameter("alpha", alpha)
     return activation_dropout(ELU, input, (alpha,), p, training, inplace, rng)
 

@@ -192,8 +192,8 @@ class Kernel:
         read = tensors[: self._reads]
         if not any(_misaligned(*read)):
             raise NotLoadedError("a kernel has to be launched once before a CUDA graph with it is captured")
-        copies = (_aligned(tensor) for tensor in read)
-        self(grid, next(copies), (*copies, *tensors[self._reads :]), scalars)
+        first, *others = (_aligned(tensor) for tensor in read)
+        self(grid, first, (*others, *tensors[self._reads :]), scalars)
 
     def _load(
         self, device: int, grid: tuple[int, int, int], tensors: tuple[Any, ...], scalars: tuple[Any, ...]
@@ -231,7 +231,7 @@ def _can_load(tensor: Tensor) -> bool:
     return not (tensor.is_cuda and random.is_capturing(tensor))
 
 
-def _aligned(tensor: Tensor | None) -> Tensor | None:
+def _aligned(tensor: Any) -> Any:
     """`tensor`, or where it is misaligned a copy in the same order."""
     return tensor.clone() if tensor is not None and tensor.data_ptr() % 16 else tensor
 
