@@ -54,14 +54,16 @@ def passing_for_a_gpu() -> Iterator[None]:
 
     def kernel(*arguments: Any) -> launch.Kernel:
         made = launch._kernel.__wrapped__(*arguments)
-        made._compiled[-1] = ("".format, None, None)  # a CPU tensor's GPU; takes any arguments
+        made._compiled[-1] = launch._Launcher(
+            "".format, None, None, None
+        )  # a CPU tensor's GPU; takes any arguments
         return made
 
     patches: tuple[Any, ...] = (
         mock.patch.object(
             launch, "_kernel", mock.Mock(side_effect=kernel, __wrapped__=launch._kernel.__wrapped__)
         ),
-        mock.patch.object(launch, "_current_device", itertools.repeat(-1).__next__),
+        mock.patch.object(random, "current_device", itertools.repeat(-1).__next__),
         mock.patch.object(launch, "_current_stream", {}.get),
         mock.patch.object(random, "processors", {torch.device("cpu"): (132, 2048)}.get),
         mock.patch.object(torch.cuda, "default_generators", stub),

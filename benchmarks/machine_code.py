@@ -319,9 +319,8 @@ def compile_kernel(kernel: str, activation: Activation, dtype_name: str, plan: P
         elif parameter.name.endswith("_ptr"):
             signature[parameter.name] = "*i32" if parameter.name == "bits_ptr" else f"*{element}"
             specialised[(index,)] = attributes
-        else:  # float64 scalars travel as their bits
-            number = "i64" if dtype is torch.float64 else "fp32"
-            signature[parameter.name] = parameter.annotation_type or number
+        else:
+            signature[parameter.name] = parameter.annotation_type
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=specialised)
     return triton.compile(source, target=gpu, options=options)
 

@@ -23,9 +23,9 @@ from benchmarks.suite import SMALL, synchronised_clock
 
 RESULTS = Path(__file__).parent / "results"
 NOT_MEASURED = (
-    "On a GPU: not measured yet. No kernel has run on one, nor is it confirmed that masks equal\n"
-    "`nn.Dropout`'s there: the mapping restates PyTorch's source and agrees with an emulation of its loop,\n"
-    "thread by thread."
+    "On a GPU: not measured yet, and no kernel has run on one. That masks equal `nn.Dropout`'s is confirmed\n"
+    "against PyTorch's own GPU code, executed on a CPU\n"
+    "([what that shows](docs/randomness.md#what-confirms-the-masks-and-what-doesnt))."
 )
 KEY = ("kind", "model", "activation", "dtype", "n", "direction", "backend")
 

@@ -97,6 +97,12 @@ def fused_module(activation: Activation, p: float = 0.5, inplace: bool = False) 
     return found.module(p, inplace, **found.arguments)
 
 
+def apply(activation: Activation, x: Tensor, p: float = 0.5, **options) -> Tensor:
+    """Its function, as a user calls it."""
+    found = public(activation)
+    return found.function(x, p, **found.arguments, **options)
+
+
 class Eager(nn.Module):
     """A row's PyTorch function as a module, where PyTorch has no module."""
 

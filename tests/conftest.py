@@ -73,6 +73,23 @@ def cuda() -> str:
     return "cuda"
 
 
+@pytest.fixture
+def two():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA GPUs")
+
+
+@pytest.fixture
+def cold():
+    """As in a new process: nothing is configured or loaded."""
+    from fusedact import dispatch
+    from fusedact.kernels import configuration
+
+    configuration._forward_kernel.cache_clear()
+    configuration._backward_kernel.cache_clear()
+    dispatch.configured.cache_clear()
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)

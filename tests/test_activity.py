@@ -829,6 +829,7 @@ def through_kernels(device, monkeypatch):
     if device == "cpu":
         monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+        monkeypatch.setattr(random, "current_device", lambda: -1)
         monkeypatch.setattr(torch.cuda, "default_generators", [Generator()])
         monkeypatch.setattr(random, "processors", lambda device: (4, 512))
     ops._prepared.cache_clear()
@@ -1196,8 +1197,8 @@ for units, inner in ((128, 1), (4096, 1), (64, 3136)):
 for row in ACTIVATIONS:
     for rng in random.RNGS:
         plan = random.plan(rng, 2**20, 2, 132, 2048)
-        prepared = launch.prepare(row, x.dtype, "cpu", 2**20, 0.3, 0.5, plan, watched=True)
-        signs = None if prepared.signs is None else bits
+        prepared = launch.prepare(row, x.dtype, 2**20, 0.3, 0.5, plan, watched=True)
+        signs = bits if prepared.sign_words else None
         show(prepared.forward, prepared.grid, x, x, bits, signs, *prepared.walk, *(1,) * 4,
             *prepared.forward_scalars)
 """

@@ -1,6 +1,7 @@
 """The code in README, docs and docstrings runs; figures and drawing are those of what they were made from."""
 
 import doctest
+import json
 import re
 import runpy
 from pathlib import Path
@@ -85,3 +86,25 @@ def test_blocks_are_the_committed_results():
     from benchmarks import report
 
     assert report.rewritten(README) == README
+
+
+def test_the_masks_figures_are_the_committed_results():
+    """Each row of the page's table is one of the file's comparisons, in order; sentences name the rest."""
+    record = json.loads((ROOT / "benchmarks" / "results" / "dropout-verification.json").read_text())
+    page = PAGES["randomness.md"]
+    rows = re.findall(r"^\| (.*) \| ([\d,]+) \| ([\d,]+) \|$", page.split("<!-- masks -->")[1], re.MULTILINE)
+    figures = [tuple(int(cell.replace(",", "")) for cell in row[1:]) for row in rows]
+    assert figures == [(found["cases"], found["mismatches"]) for found in record["comparisons"]]
+    text = " ".join(page.split())
+    identical = record["sass_identical"]
+    assert f"{identical['kernels']} of {identical['kernels']} kernels are identical" in text
+    *most, last = identical["torch 2.14.1"]
+    assert (
+        f"torch 2.14.1 for {', '.join(most)} and {last}, torch 2.11.0 for {identical['torch 2.11.0'][0]}"
+        in text
+    )
+    assert f"{record['comparisons'][0]['elements'] / 1e6} million elements" in rows[0][0]
+    assert f"fusedact's {record['fusedact'].split(',')[0]}" in text
+    for exception in ("time", "the last bits of approximate instructions", "torch 2.7 to 2.10", "ROCm"):
+        assert exception in record["not_covered"]
+        assert exception in text.split("This shows nothing about")[1]

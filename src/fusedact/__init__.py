@@ -21,8 +21,8 @@ from .nn import (
     FusedReLU6Dropout,
     FusedReLUDropout,
     FusedSELUDropout,
-    FusedSiLUDropout,
     FusedSigmoidDropout,
+    FusedSiLUDropout,
     FusedSoftplusDropout,
     FusedSoftshrinkDropout,
     FusedSoftsignDropout,
@@ -63,8 +63,8 @@ __all__ = [
     "Parameter",
     "Saves",
     "functional",
-    "testing",
     "fused_function",
     "register_activation",
+    "testing",
 ]
 __version__ = "0.2.0"

@@ -144,7 +144,6 @@ class Activation:
             raise ValueError(f"{got}: {error}")
         return Bound(row, tuple(numbers))
 
-
     def values_in(self, values: tuple[float, ...], dtype: torch.dtype) -> tuple[float, ...]:
         """Return the numbers as the kernels get them for tensors of that dtype."""
         if not self.rounds_parameters:
@@ -171,12 +170,16 @@ def register_activation(row: Activation) -> Activation:
     for name in ("forward", "backward"):
         function = getattr(row, name)
         if not hasattr(function, "arg_names"):
-            hint = "write it as a @triton.jit function" if callable(function) else "give a @triton.jit function"
+            hint = (
+                "write it as a @triton.jit function" if callable(function) else "give a @triton.jit function"
+            )
             raise TypeError(f"{name}={function!r}: the row {row.name!r} needs it; {hint}")
         wanted = ["g", "x", "a", "b"] if name == "backward" and row.own_gradient else ["x", "a", "b"]
         if len(function.arg_names) != len(wanted):
             got = ", ".join(function.arg_names)
-            raise TypeError(f"{name} of the row {row.name!r} must take ({', '.join(wanted)}), but takes ({got})")
+            raise TypeError(
+                f"{name} of the row {row.name!r} must take ({', '.join(wanted)}), but takes ({got})"
+            )
     return add_row(row)
 
 

@@ -20,7 +20,7 @@ from .counting import Tally, add_up, count_operator
 from .functional import ACTIVATIONS
 from .nn import _FusedDropout
 from .ops import Counter
-from .random import Plan
+from .random import Plan, is_capturing
 
 MODES = ("all", "train", "eval")
 
@@ -302,7 +302,7 @@ class _Layer:
     def _tally(self, x: Tensor, dim: int) -> Tally:
         key = (x.shape[dim] if x.ndim else 1, x.device)
         if key not in self.tallies:
-            if x.is_cuda and torch.cuda.is_current_stream_capturing():
+            if x.is_cuda and not torch.compiler.is_compiling() and is_capturing(x):
                 raise RuntimeError(
                     f"layer {self.name!r} has to be called once under ActivityMonitor before a CUDA graph is "
                     "captured: memory for its counts can't be made in one"

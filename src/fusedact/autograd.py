@@ -104,35 +104,64 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        call = ctx.call
+        saved = _saved(call, dy, *ctx.saved_tensors)
         if (
             _grad_enabled()  # under create_graph=True
             or _torch.in_transforms()
             or _torch.is_batched(dy)  # is_grads_batched=True
         ):
-            return _composed_backward(ctx.call, dy, *ctx.saved_tensors), None
-        return _backward(ctx.call, dy, *ctx.saved_tensors), None
+            return _composed_backward(call, dy, saved), None
+        return _backward(call, dy, saved), None
 
 
 _apply = _torch.quick_apply(_Fused)
 
 
-def _backward(call: _Call, dy: Tensor, bits: Tensor, saved: Tensor | None = None) -> Tensor:
-    # Hooks may have given saved tensors another layout.
+class _Saved(NamedTuple):
+    """What forward saved, in the layout in which it was saved: hooks may have given it another one.
+
+    Attributes:
+        bits: the packed bits.
+        value: the input or the output, where backward reads it.
+    """
+
+    bits: Tensor
+    value: Tensor | None
+
+
+def _saved(call: _Call, dy: Tensor, bits: Tensor, value: Tensor | None = None) -> _Saved:
+    bits = _as_saved(bits, dy, torch.int32, call.configuration.bits_shape, None)
+    return _Saved(bits, value if value is None else _as_saved(value, dy, dy.dtype, dy.shape, call.stride))
+
+
+def _as_saved(
+    tensor: Tensor, dy: Tensor, dtype: torch.dtype, shape: tuple[int, ...], stride: Sequence[int] | None
+) -> Tensor:
+    if tensor.dtype is not dtype or tensor.get_device() != dy.get_device() or tensor.shape != shape:
+        raise RuntimeError(
+            f"saved_tensors_hooks must give back what they got, a tensor of shape {tuple(shape)}, {dtype}, on "
+            f"{dy.device}, but gave one of shape {tuple(tensor.shape)}, {tensor.dtype}, on {tensor.device}. "
+            "Undo in the unpack hook what the pack hook does"
+        )
+    return ordered_as(tensor, stride)
+
+
+def _backward(call: _Call, dy: Tensor, saved: _Saved) -> Tensor:
     dy = ordered_as(dy, call.stride)
     dx = _empty_like(dy)
-    saved = saved if saved is None else ordered_as(saved, call.stride)
-    if not launch.backward(call.configuration, dy, saved, bits.contiguous(), dx):
-        return _composed_backward(call, dy, bits, saved)
+    if not launch.backward(call.configuration, dy, saved.value, saved.bits, dx):
+        return _composed_backward(call, dy, saved)
     return dx
 
 
-def _composed_backward(call: _Call, dy: Tensor, bits: Tensor, saved: Tensor | None = None) -> Tensor:
+def _composed_backward(call: _Call, dy: Tensor, saved: _Saved) -> Tensor:
     """Return `_backward`'s result in PyTorch's operations, which can be differentiated again, and batched."""
     configuration, stride = call.configuration, call.stride
     row, values, p, plan = configuration.row, configuration.values, configuration.p, configuration.plan
     keep, *flags = (
         plane.view(dy.shape) if stride is None else torch.as_strided(plane, dy.shape, stride)
-        for plane in unpack(bits, dy.shape.numel(), plan)
+        for plane in unpack(saved.bits, dy.shape.numel(), plan)
     )
     if torch.is_grad_enabled() and not dy.requires_grad:
         # A second derivative of 0, as in eager mode, and not none at all.
@@ -142,16 +171,17 @@ def _composed_backward(call: _Call, dy: Tensor, bits: Tensor, saved: Tensor | No
         dy = dy.float()  # rounded once, at the end
     scale = scales(p, stored is torch.float64)
     dx: Tensor
-    if saved is not None and configuration.saves_output:
+    value = saved.value
+    if value is not None and configuration.saves_output:
         assert row.from_output is not None
-        output = saved.to(dy.dtype) / scale.forward
+        output = value.to(dy.dtype) / scale.forward
         dx = row.from_output(dy * keep * scale.backward, output, *values)
-    elif saved is not None:
+    elif value is not None:
         with torch.enable_grad():
-            x = saved if saved.requires_grad else saved.detach().requires_grad_()
-            value = row.function(x.to(dy.dtype), *values)
+            x = value if value.requires_grad else value.detach().requires_grad_()
+            y = row.function(x.to(dy.dtype), *values)
         gradient = dy * keep * scale.backward
-        (dx,) = torch.autograd.grad(value, x, gradient, create_graph=torch.is_grad_enabled())
+        (dx,) = torch.autograd.grad(y, x, gradient, create_graph=torch.is_grad_enabled())
     elif flags:
         dx = dy * keep * scale.backward
         dx = torch.where(flags[0], dx, dx * values[0])

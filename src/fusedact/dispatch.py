@@ -157,9 +157,7 @@ def launches() -> Any:
     return launch
 
 
-def _counters(
-    watchers: Watchers, input: Tensor, configuration: "LaunchConfiguration"
-) -> tuple[Counter, ...]:
+def _counters(watchers: Watchers, input: Tensor, configuration: "LaunchConfiguration") -> tuple[Counter, ...]:
     """Let all count; return what some have left to count from the bits."""
     plan = configuration.plan if configuration.has_signs else None
     counters = [watcher(input, plan) for watcher in watchers]

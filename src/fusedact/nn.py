@@ -47,10 +47,14 @@ class FusedActivationDropout(nn.Module):
         if not cls.__doc__:
             cls.__doc__ = text.of_module(row, cls.__name__)
 
-    def __init__(self, p: float = 0.5, inplace: bool = False, *, rng: str = "eager", **parameters: Any) -> None:
+    def __init__(
+        self, p: float = 0.5, inplace: bool = False, *, rng: str = "eager", **parameters: Any
+    ) -> None:
         super().__init__()
         if not hasattr(self, "row"):
-            raise TypeError("FusedActivationDropout has no row; write `class Name(FusedActivationDropout, row=...)`")
+            raise TypeError(
+                "FusedActivationDropout has no row; write `class Name(FusedActivationDropout, row=...)`"
+            )
         self.p = check_probability(p)
         self.inplace = check_flag("inplace", inplace)
         self.rng = check_rng(rng)

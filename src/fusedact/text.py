@@ -35,7 +35,9 @@ def signature(row: Activation, first: Iterable[inspect.Parameter], returns: obje
     return inspect.Signature([*first, *own, rng], return_annotation=returns)
 
 
-def positional(name: str, default: object = inspect.Parameter.empty, annotation: object = None) -> inspect.Parameter:
+def positional(
+    name: str, default: object = inspect.Parameter.empty, annotation: object = None
+) -> inspect.Parameter:
     """Return an argument that may be given by position."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     return inspect.Parameter(name, kind, default=default, annotation=annotation)

@@ -284,30 +284,6 @@ def test_transformed_calls_take_the_composition(activation):
         assert len({tuple(row.tolist()) for row in masks}) == 4
 
 
-@activations
-def test_functions_are_seen_by_torch_function(activation):
-    """A tensor subclass gets the call, and a torch.fx trace holds one node."""
-
-    class Logged(torch.Tensor):
-        @classmethod
-        def __torch_function__(cls, func, types, args=(), kwargs=None):
-            calls.append(func)
-            return super().__torch_function__(func, types, args, kwargs or {})
-
-    calls = []
-    x = torch.randn(30).as_subclass(Logged)
-    y = function(activation, x, 0.5, False)
-    assert isinstance(y, Logged)
-    assert public(activation).function in calls
-    graph = torch.fx.symbolic_trace(lambda x: function(activation, x, 0.3))
-    nodes = [node for node in graph.graph.nodes if node.op == "call_function"]
-    assert [node.target for node in nodes] == [public(activation).function]
-    torch.manual_seed(1)
-    expected = function(activation, torch.ones(50), 0.3)
-    torch.manual_seed(1)
-    assert torch.equal(graph(torch.ones(50)), expected)
-
-
 def test_fused_module_cases_have_no_default_parameter():
     """So that the other tests notice a parameter that is ignored."""
     for activation in EVERY:

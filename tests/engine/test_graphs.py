@@ -5,6 +5,7 @@ A graph lives longer than its numbers: each of its runs has to draw others, and 
 
 import contextlib
 import itertools
+from typing import ClassVar
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ from cases import (
     PROCESSORS,
     SEED,
     assert_equals_eager,
-    configured,
     eager_modules,
     fused_module,
     public,
@@ -270,6 +270,56 @@ def test_a_symbolic_trace_has_the_module_as_one_node(activation):
     assert torch.equal(graph.eval()(x), net.eval()(x))
 
 
+@representatives
+def test_a_symbolic_trace_has_a_function_as_one_node(activation):
+    """As one of PyTorch's own: with its arguments, and the same when it runs."""
+    found = public(activation)
+    given = {"p": 0.3, "rng": "fast", **found.arguments}
+    graph = torch.fx.symbolic_trace(lambda x: found.function(x, **given) + 1)
+    (node,) = [node for node in graph.graph.nodes if node.target is found.function]
+    assert node.op == "call_function"
+    assert node.kwargs == {"rng": "fast", **found.arguments}
+    assert node.args[1:] == (0.3, True, False)
+    x = torch.randn(5, 8)
+    assert all(map(torch.equal, train(graph, x), train(lambda x: found.function(x, **given) + 1, x)))
+
+
+class Overriding(torch.Tensor):
+    """A subclass that is told of every function."""
+
+    told: ClassVar[list[object]] = []
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        cls.told.append(func)
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+@representatives
+def test_a_subclass_overrides_a_function(activation):
+    found, x = public(activation), torch.randn(50)
+    Overriding.told.clear()
+    torch.manual_seed(1)
+    y = found.function(x.as_subclass(Overriding), 0.3, inplace=True, **found.arguments)
+    assert type(y) is Overriding
+    assert Overriding.told.count(found.function) == 1
+    torch.manual_seed(1)
+    assert torch.equal(y.as_subclass(torch.Tensor), found.function(x.clone(), 0.3, **found.arguments))
+
+
+@representatives
+def test_a_mode_sees_a_function(activation):
+    class Mode(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    seen, x = [], torch.randn(50)
+    with Mode():
+        public(activation).function(x, 0.3, **public(activation).arguments)
+    assert seen[0] is public(activation).function
+
+
 # torch.export
 
 
@@ -366,9 +416,7 @@ def test_a_captured_call_before_torch_2_14_draws_its_seed(activation, capturing,
     drawn = []
     draw = generators.drawn_on_device
     cpu = torch.device("cpu")
-    monkeypatch.setattr(
-        generators, "drawn_on_device", lambda device: drawn.append(draw(cpu)) or drawn[-1]
-    )
+    monkeypatch.setattr(generators, "drawn_on_device", lambda device: drawn.append(draw(cpu)) or drawn[-1])
     x = torch.rand(1000) + 0.1
     results = [train(fused_module(activation), x, seed) for seed in (1, 1, 2)]
     assert all(map(torch.equal, results[0], results[1]))

@@ -136,9 +136,7 @@ def test_plan():
 def test_masks_that_nobody_draws(arguments, match):
     call = {"n": 100, "p": 0.5, "seed": 0, "offset": 0, **arguments}
     with pytest.raises(ValueError, match=match):
-        masks.eager_mask(
-            dtype=torch.float32, multiprocessors=132, threads_per_multiprocessor=2048, **call
-        )
+        masks.eager_mask(dtype=torch.float32, multiprocessors=132, threads_per_multiprocessor=2048, **call)
     if "alignment" not in arguments:
         with pytest.raises(ValueError, match=match):
             masks.fast_mask(**call)

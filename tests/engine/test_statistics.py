@@ -113,7 +113,11 @@ def test_elements_at_a_distance_are_independent(p, rng, distance):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_calls_are_independent(dtype, rng):
     n = N // 4
-    plan = plans.fast_plan(n, dtype.itemsize) if rng == "fast" else plans.eager_plan(n, dtype.itemsize, *PROCESSORS)
+    plan = (
+        plans.fast_plan(n, dtype.itemsize)
+        if rng == "fast"
+        else plans.eager_plan(n, dtype.itemsize, *PROCESSORS)
+    )
     masks = [keep(0.5, offset=i * plan.increment, dtype=dtype, n=n, rng=rng) for i in range(3)]
     masks.append(keep(0.5, seed=1235, dtype=dtype, n=n, rng=rng))
     for a, b in itertools.combinations(masks, 2):

@@ -25,6 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import random
 from ..activations import Activation
 from ..random import Plan
 from . import activations
@@ -247,6 +248,7 @@ def _fired_kernel(step: int, units_last: bool, alike: bool, lanes: int) -> Kerne
             "num_warps": WARPS,
             "enable_fp_fusion": False,  # as in `launch.specialisation`
         },
+        reads=1,
     )
 
 
@@ -314,6 +316,7 @@ def _input_kernel(
             "ARITHMETIC": tl.float64 if dtype is torch.float64 else tl.float32,
             "enable_fp_fusion": False,  # as in `launch.specialisation`
         },
+        reads=1,
     )
 
 
@@ -343,6 +346,4 @@ def count_input(
 
 def _free(kernel: Kernel, tensor: Tensor) -> bool:
     """Whether it can be launched now: nothing can be loaded while a graph is captured."""
-    if not (tensor.is_cuda and torch.cuda.is_current_stream_capturing()):
-        return True
-    return tensor.data_ptr() % 16 == 0 and kernel.ready(tensor.get_device())
+    return not (tensor.is_cuda and random.is_capturing(tensor)) or kernel.ready(tensor.get_device())

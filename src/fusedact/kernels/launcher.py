@@ -34,7 +34,9 @@ class Kernel:
         # By GPU, and by GPU and pointers where some are misaligned.
         self._compiled: dict[Any, _Compiled] = {}
 
-    def __call__(self, grid: Grid, tensors: tuple[Tensor | None, ...], scalars: tuple[int | Tensor, ...]) -> bool:
+    def __call__(
+        self, grid: Grid, tensors: tuple[Tensor | None, ...], scalars: tuple[int | Tensor, ...]
+    ) -> bool:
         """Launch on the GPU of the first tensor; False if a graph captures and nothing may be loaded."""
         first: Any = tensors[0]
         device = first.get_device()

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SRC = Path(__file__).parents[1] / "src"
+SRC = Path(__file__).parents[2] / "src"
 
 
 def run(code):
@@ -22,15 +22,15 @@ def test_works_without_triton():
 import sys
 sys.modules["triton"] = None  # any import of it raises ImportError
 import torch, fusedact
-from fusedact import ops
+from fusedact import kernels
 x = torch.randn(64, 128, requires_grad=True)
 for name in fusedact.__all__:
-    if name.startswith("Fused"):
+    if name.startswith("Fused") and name not in ("FusedActivationDropout", "FusedThresholdDropout"):
         getattr(fusedact, name)(p=0.5)(x).sum().backward()
-print(ops.kernels(), x.grad.abs().sum().item() > 0)
+print(kernels.INSTALLED, x.grad.abs().sum().item() > 0)
 """
     )
-    assert output.split() == ["None", "True"]
+    assert output.split() == ["False", "True"]
 
 
 def test_import_does_not_import_triton():

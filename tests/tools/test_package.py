@@ -12,7 +12,7 @@ import pytest
 
 import fusedact
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NAME = f"fusedact-{fusedact.__version__}"
 
 
@@ -75,7 +75,7 @@ def test_sdist_holds_what_its_tests_and_documentation_need(sdist):
 
 def test_sdist_tests_run(sdist):
     """Those that read the most of what isn't code."""
-    files = ("tests/test_docs.py", "tests/test_import.py")
+    files = ("tests/tools/test_docs.py", "tests/tools/test_import.py")
     run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, cwd=sdist)
 
 
