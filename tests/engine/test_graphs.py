@@ -116,7 +116,7 @@ def test_a_compiled_net_learns(activation, path):
     assert losses[-1] < losses[0] / 2
 
 
-def operators(graphs):
+def ours(graphs):
     return [str(n.target) for g in graphs for n in g.graph.nodes if "fusedact" in str(n.target)]
 
 
@@ -124,7 +124,7 @@ def traced(function, x):
     """The operators of ours that a compiler is given."""
     counter = CompileCounterWithBackend("eager")
     torch.compile(function, fullgraph=True, backend=counter)(x)
-    return operators(counter.graphs)
+    return ours(counter.graphs)
 
 
 @representatives
@@ -142,8 +142,9 @@ def test_who_is_given_the_operators(activation, path):
     for function in (*transforms, fused_module(activation).eval(), fused_module(activation, 1.0)):
         assert traced(function, x) == []
     assert traced(module, x.as_subclass(type("Subclass", (torch.Tensor,), {}))) == []
-    if activation.parameter:
-        assert traced(MODULES[activation.name](0.5, 1e38), x) == []  # float32 can't hold it scaled
+    if activation.parameters:
+        huge = {name: 1e39 for name in activation.names}  # more than float32 can hold
+        assert traced(public(activation).module(0.5, **huge), x) == []
 
 
 def test_on_a_cpu_the_compiler_is_given_the_composition():
@@ -331,7 +332,7 @@ def test_export_in_eval(activation, strict):
     x = torch.randn(5, 8)
     shapes = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(net, (x,), dynamic_shapes=shapes, strict=strict)
-    assert operators([program.graph_module]) == []
+    assert ours([program.graph_module]) == []
     assert "dropout" not in program.graph_module.code
     for batch in (x, torch.randn(9, 8)):
         assert torch.equal(program.module()(batch), net(batch))
@@ -380,7 +381,7 @@ def capturing(device, monkeypatch):
 def test_numbers_from_the_device_are_those_from_the_host(activation, rng, seed, device):
     for offset, within in ((0, 0), (OFFSET - 12, 12), (2**64 - 8, 4)):
         x = torch.randn(5000, device=device)
-        configuration = prepare(activation, x, 0.3, rng)
+        configuration = configured(activation, x, 0.3, rng)
         generator = Generator(device)
         generator.replay(seed, offset if offset < 2**63 else offset - 2**64)
         draws = PhiloxState(seed, offset + within), PhiloxState(0, within, (generator.seed, generator.offset))
