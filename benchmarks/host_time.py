@@ -58,7 +58,8 @@ class _Kernel(Kernel):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._compiled[-1] = _Launched()
+        launched: Any = _Launched()
+        self._compiled[-1] = launched
 
 
 def _no() -> bool:
