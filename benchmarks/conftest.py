@@ -1,5 +1,6 @@
 """The suite's options, its clock, its order and its length, and a line that says what is left out."""
 
+import argparse
 import shutil
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks import suite
+from benchmarks.backends import EVERY, USUAL
 
 DEADLINE = pytest.StashKey[float]()
 
@@ -16,11 +18,28 @@ DEADLINE = pytest.StashKey[float]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fusedact")
     group.addoption(
-        "--quick", action="store_true", help="only the smallest and the largest size, and the first dtype"
+        "--quick",
+        action="store_true",
+        help="only the smallest and the largest size, the first dtype, and no compiled training step",
+    )
+    group.addoption(
+        "--activations",
+        type=_activations,
+        default=[row.name for row in USUAL],
+        metavar="NAME,...",
+        help=f"names, or all (default: {','.join(row.name for row in USUAL)}; identity is plain dropout)",
     )
     group.addoption(
         "--minutes", type=float, default=9.0, help="rows that haven't begun by then are skipped (default: 9)"
     )
+
+
+def _activations(text: str) -> list[str]:
+    every = [row.name for row in EVERY]
+    names = every if text == "all" else text.split(",")
+    if unknown := sorted(set(names) - set(every)):
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: choose of {', '.join(every)}, or all")
+    return names
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,17 +51,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: item.name.startswith("test_layer["))
     for item in items:
         item.add_marker(pytest.mark.benchmark(timer=suite.synchronised_clock))
-    if config.getoption("--quick"):
-        dropped = [item for item in items if not _is_quick(item)]
-        config.hook.pytest_deselected(items=dropped)
-        items[:] = [item for item in items if item not in dropped]
+    dropped = [item for item in items if not _is_wanted(item, config)]
+    config.hook.pytest_deselected(items=dropped)
+    items[:] = [item for item in items if item not in dropped]
 
 
-def _is_quick(item: pytest.Item) -> bool:
+def _is_wanted(item: pytest.Item, config: pytest.Config) -> bool:
     parameters = _parameters(item)
+    activation = parameters.get("activation")
+    if activation is not None and activation.name not in config.getoption("--activations"):
+        return False
+    if not config.getoption("--quick"):
+        return True
     return (
         parameters.get("n", suite.SIZES[0]) in (suite.SIZES[0], suite.SIZES[-1])
         and parameters.get("dtype", suite.DTYPES[0]) == suite.DTYPES[0]
+        and not (item.name.startswith("test_step[") and parameters["backend"] == "compiled")
     )
 
 

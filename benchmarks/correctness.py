@@ -8,9 +8,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from benchmarks.backends import P, eager
-from fusedact import reference
-from fusedact.activations import Activation, Saved
+from benchmarks.backends import P, alone, eager
+from fusedact import masks
+from fusedact.activations import Activation
 
 SEED = 1234
 ORACLE = 2**16  # elements of fast's mask that are compared with the oracle's, which takes a CPU's time
@@ -38,9 +38,9 @@ def wrong(backend: str, activation: Activation, layer: nn.Module, x: Tensor, dy:
 def _differs_from_eager(
     activation: Activation, result: tuple[Tensor, Tensor], x: Tensor, dy: Tensor
 ) -> str | None:
-    """The same seed's mask and, but for an activation that computes exp itself, the same bits."""
+    """The same seed's mask, and eager's bits where the row promises them or the composition runs."""
     for name, mine, theirs in zip(("value", "gradient"), result, both(eager(activation), x, dy), strict=True):
-        if activation.saved is not Saved.INPUT or not x.is_cuda:
+        if activation.exact or not x.is_cuda:
             same = torch.equal(mine, theirs)
         else:
             same = torch.equal(mine == 0, theirs == 0) and close(mine, theirs)
@@ -57,7 +57,7 @@ def _not_a_dropout(
     x: Tensor,
     dy: Tensor,
 ) -> str | None:
-    """Another mask than eager's: it is what the same seed does to ones, which no activation changes."""
+    """Another mask than eager's. The same seed shows it at ones, where no activation is 0."""
     keep = both(layer, torch.ones_like(x), dy)[0] != 0
     rate, deviation = keep.sum().item() / x.numel(), math.sqrt(P * (1 - P) / x.numel())
     if abs(rate - (1 - P)) > 6 * deviation + 2**-16:
@@ -66,11 +66,11 @@ def _not_a_dropout(
         torch.manual_seed(SEED)
         generator = torch.cuda.default_generators[x.device.index or 0]
         n = min(x.numel(), ORACLE)
-        expected = reference.fast_mask(n, P, generator.initial_seed(), generator.get_offset())
+        expected = masks.fast_mask(n, P, generator.initial_seed(), generator.get_offset())
         if not torch.equal(keep.flatten()[:n].cpu(), expected):
             return "the mask is not the oracle's"
     x = x.detach().requires_grad_()
-    y = activation.module()(x)
+    y = alone(activation)(x)
     (dx,) = torch.autograd.grad(y, x, dy)
     factor = keep.to(x.dtype) / (1 - P)
     for name, mine, truth in (("value", result[0], y.detach()), ("gradient", result[1], dx)):
@@ -80,18 +80,27 @@ def _not_a_dropout(
 
 
 def close(mine: Tensor, theirs: Tensor) -> bool:
-    """Within four units of the dtype's last place, at 1 and above."""
-    eps = torch.finfo(mine.dtype).eps
-    return torch.allclose(mine, theirs, rtol=4 * eps, atol=4 * eps)
+    """Within four units of the dtype's last place, at 1 and above, and not asked for more than 4e-6.
+
+    In float32 1 + erf(x), of which GELU is made elsewhere, has lost that much where it nears 0.
+    """
+    tolerance = max(4 * torch.finfo(mine.dtype).eps, 4e-6)
+    return torch.allclose(mine, theirs, rtol=tolerance, atol=tolerance)
 
 
-def wrong_replay(x: Tensor, dy: Tensor, y: Tensor, dx: Tensor | None, earlier: Tensor) -> str | None:
-    """What is wrong with a replay at a positive `x`, which no activation changes."""
+def wrong_replay(
+    activation: Activation, x: Tensor, dy: Tensor, y: Tensor, dx: Tensor | None, earlier: Tensor
+) -> str | None:
+    """What is wrong with a replay's `y` and `dx` at an `x` of 1 and more, where no activation is 0."""
     keep = y != 0
     if torch.equal(keep, earlier != 0):
         return "two replays draw one mask"
-    if not torch.equal(y, x * keep / (1 - P)):
-        return "value is not the input, times the mask"
-    if dx is not None and not torch.equal(dx, dy * keep / (1 - P)):
-        return "gradient is not the mask's"
+    x = x.detach().requires_grad_()
+    value = alone(activation)(x)
+    (gradient,) = torch.autograd.grad(value, x, dy)
+    factor = keep.to(x.dtype) / (1 - P)
+    if not close(y, value.detach() * factor):
+        return "value is not the activation's, times the mask"
+    if dx is not None and not close(dx, gradient * factor):
+        return "gradient is not the activation's, times the mask"
     return None

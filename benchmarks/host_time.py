@@ -1,11 +1,11 @@
 """The host's share of a call: Python from a module's call to the launch, against eager PyTorch.
 
-    python -m benchmarks.host_time [--rounds N] [--json FILE]
+    python -m benchmarks.host_time [--rounds N] [--activations NAME ...] [--json FILE]
 
-It is what bounds small tensors. Any machine can measure it: an 8-element CPU tensor passes for a GPU's, and
-stubs that do nothing stand for the compiled kernel, the generator and the stream. All else runs, autograd
-included. Eager's ReLU and Dropout do compute their 8 elements. The two alternate in one process, and what
-counts is the ratio of their fastest rounds.
+It bounds the time of small tensors. Any machine can measure it: an 8-element CPU tensor passes for a GPU's,
+and stubs that do nothing stand for the compiled kernel, the generator and the stream. All else runs,
+autograd included. Eager's activation and dropout do compute their 8 elements. The two alternate in one
+process, and the figure is the ratio of their fastest rounds.
 """
 
 import argparse
@@ -17,17 +17,19 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks import backends
 from benchmarks.machine import versions
-from fusedact import ops, random
-from fusedact.functional import ACTIVATIONS
-from fusedact.kernels import launch
+from fusedact import _torch, dispatch
+from fusedact.activations import ROWS, Activation
+from fusedact.kernels import configuration
+from fusedact.kernels.launcher import Grid, Kernel
+from fusedact.masks import plan
 
 CALLS = 2000  # per round
 
@@ -43,39 +45,56 @@ class _Stub:
         return self
 
 
-def _not_capturing() -> bool:
+class _Launched(NamedTuple):
+    """Stands for a compiled kernel: a launch of it takes any arguments and does nothing."""
+
+    run: Any = "".format
+    function: None = None
+    metadata: None = None
+
+
+class _Kernel(Kernel):
+    """A kernel that is compiled already, for a CPU tensor's device number."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        launched: Any = _Launched()
+        self._compiled[-1] = launched
+
+
+def _no() -> bool:
     return False
+
+
+def _empty(shape: Grid, stride: Grid, dtype: torch.dtype) -> Tensor:
+    return torch.empty_strided(shape, stride, dtype=dtype)
+
+
+def _forget() -> None:
+    for cache in (dispatch.configured, configuration._forward_kernel, configuration._backward_kernel):
+        cache.cache_clear()
 
 
 @contextlib.contextmanager
 def passing_for_a_gpu() -> Iterator[None]:
     """CPU tensors take the kernels' path, up to the launch."""
-    stub = _Stub()
-
-    def kernel(*arguments: Any) -> launch.Kernel:
-        made = launch._kernel.__wrapped__(*arguments)
-        made._compiled[-1] = launch._Launcher(
-            "".format, None, None, None
-        )  # a CPU tensor's GPU; takes any arguments
-        return made
-
     patches: tuple[Any, ...] = (
-        mock.patch.object(
-            launch, "_kernel", mock.Mock(side_effect=kernel, __wrapped__=launch._kernel.__wrapped__)
-        ),
-        mock.patch.object(random, "current_device", itertools.repeat(-1).__next__),
-        mock.patch.object(launch, "_current_stream", {}.get),
-        mock.patch.object(random, "processors", {torch.device("cpu"): (132, 2048)}.get),
-        mock.patch.object(torch.cuda, "default_generators", stub),
-        mock.patch.object(torch.cuda, "is_current_stream_capturing", _not_capturing),
-        mock.patch.object(torch.Tensor, "is_cuda", True),
+        mock.patch.object(configuration, "Kernel", _Kernel),
+        mock.patch.object(dispatch, "_current_device", itertools.repeat(-1).__next__),
+        mock.patch.object(dispatch, "_is_capturing", _no),
+        mock.patch.object(_torch, "current_device", itertools.repeat(-1).__next__),
+        mock.patch.object(_torch, "current_stream", {}.get),
+        mock.patch.object(_torch, "_empty_on_gpu", _empty),
+        mock.patch.object(plan, "processors", {torch.device("cpu"): (132, 2048)}.get),
+        mock.patch.object(torch.cuda, "default_generators", _Stub()),
+        mock.patch.object(Tensor, "is_cuda", True),
     )
-    ops._prepared.cache_clear()
+    _forget()
     with contextlib.ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch)
         yield
-    ops._prepared.cache_clear()
+    _forget()
 
 
 def microseconds(module: nn.Module, backward: bool) -> float:
@@ -90,10 +109,10 @@ def microseconds(module: nn.Module, backward: bool) -> float:
     return (time.perf_counter() - start) / CALLS * 1e6
 
 
-def measure(rounds: int) -> list[dict[str, Any]]:
+def measure(activations: Sequence[Activation], rounds: int) -> list[dict[str, Any]]:
     """One row per activation, forward alone and with backward."""
     rows = []
-    for activation in ACTIVATIONS:
+    for activation in activations:
         eager, fused = backends.eager(activation), backends.fused(activation)
         for backward in (False, True):
             times: dict[str, list[float]] = {"eager": [], "fused": []}
@@ -126,10 +145,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=10, help="of 2000 calls each (default: 10)")
+    parser.add_argument(
+        "--activations", nargs="+", choices=list(ROWS), default=[row.name for row in backends.USUAL]
+    )
     parser.add_argument("--json", type=Path, help="write the rows and the versions here")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = measure(options.rounds)
+    rows = measure([ROWS[name] for name in options.activations], options.rounds)
     print(table(rows))
     if options.json:
         content = {"versions": {**versions(), "machine": platform.machine()}, "rows": rows}

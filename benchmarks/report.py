@@ -311,10 +311,11 @@ def plot(run: Run, path: Path) -> None:
 
 
 def _machine_code(results: Path) -> str:
-    from benchmarks import machine_code
+    from benchmarks.machine_code import row, tables
 
-    content = json.loads((results / "machine-code" / "triton-3.9.json").read_text())
-    return machine_code.summary([machine_code.Row(**row) for row in content], "sm_90")
+    folder = results / "machine-code"
+    rows = [each for name in ("fusedact", "peers") for each in row.load(folder / f"{name}.json")]
+    return tables.comparison(rows, "bfloat16", "H100")
 
 
 def _host_time(results: Path) -> str:

@@ -1,4 +1,4 @@
-"""What the suite's rows share: the clock, the buffers, and what a row records besides its times."""
+"""What the suite's rows share: clock, buffers, and what a row records besides its times."""
 
 import itertools
 import math

@@ -16,16 +16,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks import correctness, mnist, mnist_data
-from benchmarks.backends import LAYERS, build
+from benchmarks.backends import build
+from benchmarks.cases import BACKENDS, activations, dtype_name
 from benchmarks.suite import CUDA, DEVICE, DTYPES, measure
-from benchmarks.test_dropout import dtype_name
 from fusedact.activations import Activation
-from fusedact.functional import ACTIVATIONS
 
 Layer = Callable[[Activation], nn.Module]
 ROWS, WIDTH = (8192, 4096) if CUDA else (128, 256)
-BACKENDS = [name for name in LAYERS if CUDA or name != "fast"]
-activations = pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda activation: activation.name)
 
 
 @pytest.fixture(autouse=True)

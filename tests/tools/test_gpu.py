@@ -157,3 +157,10 @@ def test_without_a_gpu_it_says_so(monkeypatch, tmp_path, capsys):
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert names == ["masks", "tests", "suite", "mnist-fused", "mnist-eager", "report"]
     assert not list(tmp_path.iterdir())
+
+
+def test_the_steps_run_what_is_there(tmp_path):
+    for each in gpu.steps(tmp_path):
+        for argument in each.command:
+            if argument.startswith(("tests/", "benchmarks/")):
+                assert (gpu.ROOT / argument).exists(), f"{each.name} runs {argument}"

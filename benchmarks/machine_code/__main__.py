@@ -1,0 +1,76 @@
+"""The command: which kernels are counted, and where the rows go."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import machine_code
+from benchmarks.machine_code import kernels, tables
+from benchmarks.machine_code.row import save
+from fusedact.activations import ROWS
+from fusedact.masks.plan import RNGS
+
+
+def check_compiler() -> None:
+    """Leave with one line where Triton can't compile."""
+    if os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y"):
+        raise SystemExit("TRITON_INTERPRET is set: the interpreter compiles nothing; unset it")
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        raise SystemExit("Triton is not installed (pip install triton): nothing to compile with") from None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    assert machine_code.__doc__
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.machine_code", description=machine_code.__doc__.split("\n")[0]
+    )
+    for option, allowed in (
+        ("target", kernels.TARGETS),
+        ("dtype", tuple(kernels.DTYPES)),
+        ("kernel", kernels.KERNELS),
+        ("activation", tuple(ROWS)),
+        ("rng", RNGS),
+    ):
+        parser.add_argument(
+            f"--{option}",
+            nargs="+",
+            choices=allowed,
+            default=allowed,
+            metavar=option.upper(),
+            help=", ".join(allowed),
+        )
+    parser.add_argument("--peers", action="store_true", help="count torch.compile's kernels in their place")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    options = parser.parse_args(arguments)
+    chosen = [
+        case
+        for case in kernels.cases()
+        if case.kernel in options.kernel
+        and case.activation.name in options.activation
+        and case.rng in options.rng
+    ]
+    if not chosen:
+        parser.error("no kernel is all of that: backward_from_output is ELU's alone")
+    check_compiler()
+    if options.peers:
+        from benchmarks.machine_code import peers
+
+        targets = [target for target in options.target if not target.startswith("gfx")]
+        activations = [ROWS[name] for name in options.activation]
+        counts = peers.measure_all(activations, targets, options.dtype)
+    else:
+        counts = kernels.measure_all(chosen, options.target, options.dtype)
+    print(tables.HEAD, flush=True)
+    rows = []
+    for row in counts:
+        rows.append(row)
+        print(tables.line(row), flush=True)
+    if options.json:
+        save(rows, options.json)
+
+
+if __name__ == "__main__":
+    main()

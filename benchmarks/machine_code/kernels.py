@@ -1,0 +1,138 @@
+"""fusedact's kernels, compiled as a launch would compile them, and counted."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.machine_code.program import accesses, full_block, narrow_accesses
+from benchmarks.machine_code.row import Row, counted, read_binary
+from fusedact.activations import ROWS, Activation, Saves
+from fusedact.masks.plan import RNGS, Plan, eager_plan, fast_plan
+
+TARGETS = ("sm_90", "sm_80", "sm_100", "gfx942")
+KERNELS = ("forward", "backward", "backward_from_output")  # the last for operations in place
+
+
+class Dtype(NamedTuple):
+    """PyTorch's dtype, and Triton's name for it."""
+
+    torch: torch.dtype
+    triton: str
+
+
+DTYPES = {
+    "bfloat16": Dtype(torch.bfloat16, "bf16"),
+    "float16": Dtype(torch.float16, "fp16"),
+    "float32": Dtype(torch.float32, "fp32"),
+    "float64": Dtype(torch.float64, "fp64"),
+}
+
+
+class Case(NamedTuple):
+    """One kernel of one pair, for any dtype and target."""
+
+    kernel: str
+    activation: Activation
+    rng: str
+
+
+def cases() -> Iterator[Case]:
+    """Every kernel that there is, with activation and rng."""
+    for kernel, activation, rng in itertools.product(KERNELS, ROWS.values(), RNGS):
+        if kernel != "backward_from_output" or activation.from_output:
+            yield Case(kernel, activation, rng)
+
+
+def plan_of(rng: str, itemsize: int) -> Plan:
+    """Return any large GPU's plan: its number of multiprocessors is no compile-time argument."""
+    n = 2**24
+    return fast_plan(n, itemsize) if rng == "fast" else eager_plan(n, itemsize, 132, 2048)
+
+
+def compiled(case: Case, dtype: Dtype, target: str) -> Any:
+    """Compile with Triton, specialised as the launcher would for aligned tensors."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from fusedact.kernels import configuration, dropout
+    from fusedact.kernels.tiles import COLUMNS
+
+    amd = target.startswith("gfx")
+    gpu = GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target[3:]), 32)
+    # Tensors below 2 GiB, which on AMD take another kind of access, are the usual ones.
+    attributes = [["tt.divisibility", 16]] + ([["tt.pointer_range", 32]] if amd else [])
+    plan, row = plan_of(case.rng, dtype.torch.itemsize), case.activation
+    if case.kernel == "forward":
+        function = dropout.forward_kernel
+        constants = configuration.forward_constants(row, dtype.torch, plan, in_graphs=False)
+        constants["signs_ptr"] = None
+    else:
+        function = dropout.backward_kernel
+        from_output = case.kernel == "backward_from_output"
+        constants = configuration.backward_constants(row, dtype.torch, plan, from_output)
+        if not _reads_saved(case):
+            constants["saved_ptr"] = None
+    options = {name: constants.pop(name) for name in tuple(constants) if name not in function.arg_names}
+    options["num_warps"] = COLUMNS // gpu.warp_size  # as on that GPU, and not on this machine
+    signature, specialised = {}, {}
+    for index, parameter in enumerate(function.params):
+        if parameter.name in constants:
+            signature[parameter.name] = "constexpr"
+        elif parameter.name.endswith("_ptr"):
+            signature[parameter.name] = "*i32" if parameter.name == "bits_ptr" else f"*{dtype.triton}"
+            specialised[(index,)] = attributes
+        else:
+            signature[parameter.name] = parameter.annotation_type
+    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=specialised)
+    return triton.compile(source, target=gpu, options=options)
+
+
+def _reads_saved(case: Case) -> bool:
+    return case.kernel != "forward" and case.activation.saves is Saves.INPUT
+
+
+def measure(case: Case, dtype_name: str, target: str) -> Row:
+    """Compile one kernel and count."""
+    import triton
+
+    from fusedact.kernels.configuration import planes
+    from fusedact.kernels.tiles import COLUMNS, TILE
+
+    dtype = DTYPES[dtype_name]
+    itemsize = dtype.torch.itemsize
+    kernel = compiled(case, dtype, target)
+    binary = read_binary(kernel, target)
+    way = full_block(binary.program)
+    threads = kernel.metadata.num_warps * (64 if target.startswith("gfx") else 32)
+    elements = TILE / threads  # of one thread
+    bits = planes(case.activation) / 8
+    tensors = 3 if _reads_saved(case) else 2
+    moved = tensors * itemsize + bits
+    found = accesses(way)
+    if sum(found) < elements * moved:
+        raise ValueError(f"{sum(found)} bytes per thread, but a full block moves {elements * moved}")
+    words = planes(case.activation) * -(-COLUMNS // threads)
+    return Row(
+        backend="fusedact",
+        kernel=case.kernel,
+        activation=case.activation.name,
+        dtype=dtype_name,
+        rng=case.rng,
+        narrow_accesses=narrow_accesses(found, elements * tensors * itemsize, words),
+        saved_bytes_per_element=bits + (itemsize if case.activation.saves is Saves.INPUT else 0),
+        triton=triton.__version__,
+        **counted(binary, way, elements, moved, target),
+    )
+
+
+def measure_all(chosen: Sequence[Case], targets: Sequence[str], dtypes: Sequence[str]) -> Iterator[Row]:
+    """Count kernels, of those in `cases`."""
+    for target, case, dtype in itertools.product(targets, chosen, dtypes):
+        try:
+            yield measure(case, dtype, target)
+        except ValueError as error:
+            place = f"{case.kernel} {case.activation.name} {dtype} {case.rng} {target}"
+            raise SystemExit(f"{place}: can't count its instructions: {error}") from error
