@@ -21,6 +21,7 @@ _SELU_ALPHA: tl.constexpr = tl.constexpr(1.6732632423543772848170429916717)
 _GELU_C1: tl.constexpr = tl.constexpr(1.5957691216057308)
 _GELU_C3: tl.constexpr = tl.constexpr(0.07135481627260025)
 _QUICK: tl.constexpr = tl.constexpr(1.702)
+_QUICK_REST: tl.constexpr = tl.constexpr(-2.1934509319976314e-08)  # that float32 lacks of it
 _SHIFT: tl.constexpr = tl.constexpr(24)
 
 
@@ -177,7 +178,7 @@ def tanh_derivative(x, a, b):
 @triton.jit
 def tanhshrink(x, a, b):
     far = x - special.tanh(x)
-    return far if x.dtype == tl.float64 else tl.where(tl.abs(x) < 0.6, -x * special.tanh_rest(x), far)
+    return far if x.dtype == tl.float64 else tl.where(tl.abs(x) < 1.0, -x * special.tanh_rest(x), far)
 
 
 @triton.jit
@@ -215,7 +216,10 @@ def celu(x, a, b):
 
 @triton.jit
 def celu_derivative(x, a, b):
-    return tl.where(x <= 0, special.exp(x * (1.0 / a)), 1.0)
+    inverse = 1.0 / a
+    z = x * inverse
+    low = tl.where(tl.abs(z) < 1024.0, tl.fma(-z, a, x) * inverse, 0.0)
+    return tl.where(x <= 0, special.exp(z, low), 1.0)
 
 
 @triton.jit
@@ -232,14 +236,15 @@ def selu_derivative(x, a, b):
 def gelu(x, a, b):
     # x Phi(x) for x < 0, x - x Phi(-x) for others, w = -|x|; as in eager mode -inf gives NaN and inf inf.
     w = tl.minimum(x, -tl.minimum(x, 40.0, propagate_nan=tl.PropagateNan.ALL))
-    return tl.fma(w, special.normal_tail(w), tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL))
+    _, tail = special.normal(w)
+    return tl.fma(w, tail, tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL))
 
 
 @triton.jit
 def gelu_derivative(x, a, b):
     w = -tl.abs(x)
-    density = special.exp(-0.5 * w * w) * 0.3989422804014327
-    tail = special.normal_tail(w) + w * density
+    density, tail = special.normal(w)
+    tail += w * (density * 0.3989422804014327)
     return tl.where(x > 0, 1.0 - tail, tail)
 
 
@@ -258,68 +263,75 @@ def gelu_tanh_derivative(x, a, b):
 
 @triton.jit
 def silu(x, a, b):
-    left, _, unit = special.logistic(x, _SHIFT)
+    left, _, unit = special.logistic(x, None, _SHIFT)
     return x * left * unit
 
 
 @triton.jit
 def silu_derivative(x, a, b):
-    left, right, unit = special.logistic(x, _SHIFT)
+    left, right, unit = special.logistic(x, None, _SHIFT)
     return left * (1.0 + x * right) * unit
 
 
 @triton.jit
+def _quick_logistic(x):
+    if x.dtype == tl.float64:
+        result = special.logistic(x * _QUICK)
+    else:
+        z, low = special.product(x, _QUICK)
+        result = special.logistic(z, low + x * _QUICK_REST, _SHIFT)
+    return result
+
+
+@triton.jit
 def quick_gelu(x, a, b):
-    left, _, unit = special.logistic(x * _QUICK, _SHIFT)
+    left, _, unit = _quick_logistic(x)
     return x * left * unit
 
 
 @triton.jit
 def quick_gelu_derivative(x, a, b):
-    z = x * _QUICK
-    left, right, unit = special.logistic(z, _SHIFT)
-    return left * (1.0 + z * right) * unit
+    left, right, unit = _quick_logistic(x)
+    return (left + x * left * right * _QUICK) * unit
 
 
 @triton.jit
 def mish(x, a, b):
-    # With e = exp(x) and n = e (e + 2), tanh(log(1 + e)) = n / (n + 2). From 20 on that is 1 in float32, from
-    # 40 on in float64.
-    low = _clamped(x, x, 40.0 if x.dtype == tl.float64 else 20.0)
-    e = special.exp(low, _SHIFT)
-    n = e * (e + 2.0**25)
-    value = special.divide(low * n, n + 2.0**49)
+    # With e = exp(x) and n = e (e + 2) / 2, tanh(log(1 + e)) is n / (1 + n); `e` and `n` are 2^24 times those.
+    # From 20 on that is 1 in float32, from 40 on in float64.
+    low = tl.minimum(x, 40.0 if x.dtype == tl.float64 else 20.0, propagate_nan=tl.PropagateNan.ALL)
+    e = special.exp(low, None, _SHIFT)
+    n = e * tl.fma(e, 2.0**-25, 1.0)
+    value = special.divide(low * n, tl.fma(n, 2.0**-24, 1.0)) * 2.0**-24
     return tl.where(x > low, x, value)
 
 
 @triton.jit
 def mish_derivative(x, a, b):
-    low = _clamped(x, x, 40.0 if x.dtype == tl.float64 else 20.0)
-    e = special.exp(low)
-    n = e * (e + 2.0)
-    q = special.divide(1.0, n + 2.0)
+    low = tl.minimum(x, 40.0 if x.dtype == tl.float64 else 20.0, propagate_nan=tl.PropagateNan.ALL)
+    e = special.exp(low, None, _SHIFT)
+    n = e * tl.fma(e, 2.0**-25, 1.0)
+    q = special.divide(1.0, tl.fma(n, 2.0**-24, 1.0))
     # As in eager mode inf gives NaN.
-    return n * q + 4.0 * low * (e * (1.0 + e) * q * q) + 0.0 * x
+    return tl.fma(low, e * tl.fma(e, 2.0**-24, 1.0) * q * q, n * q) * 2.0**-24 + 0.0 * x
 
 
 @triton.jit
 def softplus(x, a, b):
-    z = x * a
-    value = tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL) + special.log1p(special.exp(-tl.abs(z)))
-    return tl.where(z > b, x, value * (1.0 / a))
+    z, low = special.product(x, a)
+    return tl.where(z > b, x, special.softplus(z, low) * (1.0 / a))
 
 
 @triton.jit
 def softplus_derivative(x, a, b):
-    z = x * a
-    value, _, _ = special.logistic(z)
+    z, low = special.product(x, a)
+    value, _, _ = special.logistic(z, low)
     return tl.where(z > b, 1.0, value)
 
 
 @triton.jit
 def logsigmoid(x, a, b):
-    low = tl.minimum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    return low - special.log1p(special.exp(-tl.abs(x)))
+    return -special.softplus(-x)
 
 
 @triton.jit

@@ -1,10 +1,10 @@
 """Special functions in float32 and float64, as accurate as CUDA's own or more so, for the activations' mathematics.
 
 Triton's own are not enough. `tl.exp` in float32 rounds x log2(e), and so loses |x| units in the last place.
-`tl.erf` costs 30 instructions, and 1 + erf(x) cancels where x < 0. expm1, log1p and tanh are in libdevice
-alone, which the interpreter lacks. A float32 quotient takes 8 instructions for divisors of any size; ours,
-from `tl.rsqrt`, takes 6 and is more accurate. In float64 nobody is in a hurry: `tl.exp`, `tl.log` and `tl.erf`
-are accurate there, and the rest follows from them.
+`tl.erf` gives a normal distribution's tail as 1 + erf(x), which cancels. expm1, log1p and tanh are in
+libdevice alone, which the interpreter lacks. A float32 quotient takes 8 instructions, for divisors of any size;
+ours, from `tl.rsqrt`, takes 6 and is more accurate. In float64 nobody is in a hurry: `tl.exp`, `tl.log` and
+`tl.erf` are accurate there, and the rest follows from them.
 
 Of the hardware's approximations only exp2 and rsqrt are used, by names that every backend has. Constants
 enter a float64 sum by * and +: Triton 3.6 rounds those in `tl.fma` to float32.
@@ -18,31 +18,44 @@ _LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 # Adding 1.5 * 2^23 (2^52) rounds to an integer and leaves it in the lowest bits.
 _ROUND_32: tl.constexpr = tl.constexpr(12582912.0)
 _ROUND_64: tl.constexpr = tl.constexpr(6755399441055744.0)
-# What float32 lacks of log2(e); of ln 2 in float64, two parts, the high one with so few bits that its
+# What float32 lacks of log2(e) and of ln 2; of ln 2 in float64, two parts, the high one with so few bits that its
 # product with any exponent is exact.
 _LOG2E_REST: tl.constexpr = tl.constexpr(1.925963033500609e-08)
+_LN2_REST: tl.constexpr = tl.constexpr(-1.904654323148236e-09)
 _LN2_HIGH: tl.constexpr = tl.constexpr(0.6931471803691238)
 _LN2_LOW: tl.constexpr = tl.constexpr(1.9082149292705877e-10)
 
 
 @triton.jit
-def exp(x, SHIFT: tl.constexpr = 0):
-    """Return 2^SHIFT exp(x), subnormal results included.
+def product(x, a):
+    """Return x * a in two parts: the rounded product, and what it lacks (0 where that isn't small)."""
+    z = x * a
+    return z, tl.where(tl.abs(z) < 1024.0, tl.fma(x, a, -z), 0.0)
+
+
+@triton.jit
+def exp(x, low=None, SHIFT: tl.constexpr = 0):
+    """Return 2^SHIFT exp(x + low), subnormal results included; low is what x lacks of a longer number.
 
     A SHIFT keeps small results from becoming subnormal, where they have fewer bits: to multiply by 2^-SHIFT
     is the caller's last step.
     """
     if x.dtype == tl.float64:
         result = tl.exp(x) * 2.0**SHIFT
+        if low is not None:
+            result += result * low
     else:
-        # 2^j 2^f, j an integer between -126 and 127; beyond, f leaves [-1/2, 1/2].
+        # 2^j 2^f, j an integer that a float32 has as its exponent; beyond, f leaves [-1/2, 1/2].
         shifted = tl.maximum(tl.fma(x, _LOG2E, _ROUND_32), _ROUND_32 - (126.0 + SHIFT))
         shifted = tl.minimum(shifted, _ROUND_32 + (127.0 - SHIFT))
         power = ((shifted.to(tl.int32, bitcast=True) << 23) + ((127 + SHIFT) << 23)).to(
             tl.float32, bitcast=True
         )
         f = tl.fma(x, _LOG2E, -(shifted - _ROUND_32))
-        result = tl.exp2(tl.fma(x, _LOG2E_REST, f)) * power
+        f = tl.fma(x, _LOG2E_REST, f)
+        if low is not None:
+            f = tl.fma(low, _LOG2E, f)
+        result = tl.exp2(f) * power
     return result
 
 
@@ -90,22 +103,35 @@ def expm1(x):
 
 
 @triton.jit
-def log1p(x):
-    """Return log(1 + x) for x in [0, 1]."""
-    if x.dtype == tl.float64:
-        u = 1.0 + x
-        result = tl.log(u) + (x - (u - 1.0)) / u  # the second term is what 1 + x has lost
+def softplus(x, low=None):
+    """Return log(1 + exp(x)); low is what x lacks of a longer number.
+
+    It is x + log(1 + exp(-x)) for x > 0. That cancels nothing, but where both terms count and have errors,
+    log(2) + x / 2 + log(cosh(x / 2)), whose last term is small, is more accurate.
+    """
+    positive = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    if low is None:
+        e = exp(-tl.abs(x))
     else:
-        # x + x^2 q, fitted for the least relative error, 2^-27.5.
-        q = tl.fma(x, -0.003318453673273325, 0.02020450495183468)
-        q = tl.fma(q, x, -0.057664304971694946)
-        q = tl.fma(q, x, 0.10680542141199112)
-        q = tl.fma(q, x, -0.15355388820171356)
-        q = tl.fma(q, x, 0.19695398211479187)
-        q = tl.fma(q, x, -0.24958586692810059)
-        q = tl.fma(q, x, 0.33330512046813965)
-        q = tl.fma(q, x, -0.4999993145465851)
-        result = tl.fma(q * x, x, x)
+        e = exp(-tl.abs(x), tl.where(x < 0, low, -low))
+    if x.dtype == tl.float64:
+        u = 1.0 + e
+        result = positive + (tl.log(u) + (e - (u - 1.0)) / u)  # the last term is what 1 + e has lost
+    else:
+        # log(1 + e) = e + e^2 q for e < 1 / e(uler), fitted for the least relative error, 2^-27.5.
+        q = tl.fma(e, 0.05332949757575989, -0.13104568421840668)
+        q = tl.fma(q, e, 0.19221261143684387)
+        q = tl.fma(q, e, -0.2490982860326767)
+        q = tl.fma(q, e, 0.3332841992378235)
+        q = tl.fma(q, e, -0.49999910593032837)
+        far = positive + tl.fma(q * e, e, e)
+        # log(cosh(x / 2)) / x^2, fitted to 2^-31 for |x| < 1.
+        u = x * x
+        q = tl.fma(u, -2.1793788619106635e-05, 0.00034357295953668654)
+        q = tl.fma(q, u, -0.005207157228142023)
+        q = tl.fma(q, u, 0.12499988079071045)
+        near = tl.fma(x, 0.5, _LN2) + tl.fma(q, u, _LN2_REST)
+        result = tl.where(tl.abs(x) < 1.0, near, far)
     return result
 
 
@@ -133,37 +159,39 @@ def divide(n, d):
 
 
 @triton.jit
-def logistic(x, SHIFT: tl.constexpr = 0):
+def logistic(x, low=None, SHIFT: tl.constexpr = 0):
     """Return 2^s / (1 + exp(-x)), 1 / (1 + exp(x)) and 2^-s; s is SHIFT for x < 0 and 0 for others.
 
-    From exp(-|x|), which never overflows, so that neither loses its relative accuracy.
+    They come from exp(-|x|), which never overflows, so that neither loses its relative accuracy. Low is
+    what x lacks of a longer number.
     """
     negative = x < 0
-    e = exp(-tl.abs(x))
+    if low is not None:
+        low = tl.where(negative, low, -low)
+    e = exp(-tl.abs(x), low)
     d = 1.0 + e
-    q = divide(1.0, d)
-    small = divide(e, d)
-    unit = 1.0
+    near = divide(1.0, d)
+    far = divide(e, d)
     if SHIFT > 0:
-        shifted = divide(exp(-tl.abs(x), SHIFT), d)
-        unit = tl.where(negative, 2.0**-SHIFT, 1.0)
-        left = tl.where(negative, shifted, q)
+        left = tl.where(negative, divide(exp(-tl.abs(x), low, SHIFT), d), near)
     else:
-        left = tl.where(negative, small, q)
-    return left, tl.where(negative, q, small), unit
+        left = tl.where(negative, far, near)
+    return left, tl.where(negative, near, far), tl.where(negative, 2.0**-SHIFT, 1.0)
 
 
 @triton.jit
 def tanh_rest(x):
-    """Return (tanh(x) - x) / x for |x| < 0.6 in float32: a polynomial with 2^-33 of error."""
+    """Return (tanh(x) - x) / x for |x| < 1 in float32: a polynomial with a relative error of 2^-31."""
     u = x * x
-    q = tl.fma(u, -0.000896572892088443, 0.0033418110106140375)
-    q = tl.fma(q, u, -0.008804712444543839)
-    q = tl.fma(q, u, 0.02186230942606926)
-    q = tl.fma(q, u, -0.053967829793691635)
-    q = tl.fma(q, u, 0.13333332538604736)
+    q = tl.fma(u, -4.847756281378679e-05, 0.0003377319371793419)
+    q = tl.fma(q, u, -0.0012422265717759728)
+    q = tl.fma(q, u, 0.003478445578366518)
+    q = tl.fma(q, u, -0.008826278150081635)
+    q = tl.fma(q, u, 0.021862583234906197)
+    q = tl.fma(q, u, -0.05396759882569313)
+    q = tl.fma(q, u, 0.13333331048488617)
     q = tl.fma(q, u, -0.3333333432674408)
-    return q * u
+    return tl.fma(q, u, 0.0)  # a sum, so that a zero keeps its sign
 
 
 @triton.jit
@@ -173,39 +201,35 @@ def tanh(x):
         m = expm1(-2.0 * tl.abs(x))
         result = -m / (2.0 + m)
         result = tl.where(x < 0, -result, result)
-        result = tl.where(x == 0, x, result)
     else:
         e = exp(-2.0 * tl.abs(x))
         far = divide(1.0 - e, 1.0 + e)
         far = tl.where(x < 0, -far, far)
-        result = tl.where(tl.abs(x) < 0.6, tl.fma(tanh_rest(x), x, x), far)
+        result = tl.where(tl.abs(x) < 1.0, tl.fma(tanh_rest(x), x, x), far)
     return result
 
 
 @triton.jit
-def normal_tail(w):
-    """Return the normal distribution's cumulative probability of w <= 0.
+def normal(w):
+    """Return the normal distribution's density at w <= 0, times sqrt(2 pi), and its cumulative probability.
 
-    In float32 log2 of it is a polynomial. It is fitted to 2^-27 for w > -5.3, and less closely from there
-    on, where its own size costs as many bits. It falls to -inf, so that the result ends at 0.
+    In float32 their quotient is a polynomial in 1 / (1 - 0.3 w), fitted to 2^-28.
     """
+    v = tl.maximum(w, -40.0, propagate_nan=tl.PropagateNan.ALL)  # there both are 0
+    square, low = product(v, v)
+    density = exp(-0.5 * square, -0.5 * low)
     if w.dtype == tl.float64:
-        result = 0.5 + 0.5 * tl.erf(w * 0.7071067811865476)
+        probability = 0.5 + 0.5 * tl.erf(v * 0.7071067811865476)
     else:
-        q = tl.fma(w, -6.995505880332562e-16, -7.857053224182009e-14)
-        q = tl.fma(q, w, -4.044571535327668e-12)
-        q = tl.fma(q, w, -1.2659674697435008e-10)
-        q = tl.fma(q, w, -2.695145440156921e-09)
-        q = tl.fma(q, w, -4.134487952001109e-08)
-        q = tl.fma(q, w, -4.7191315388772637e-07)
-        q = tl.fma(q, w, -4.070162049174542e-06)
-        q = tl.fma(q, w, -2.649159068823792e-05)
-        q = tl.fma(q, w, -0.0001260442368220538)
-        q = tl.fma(q, w, -0.00038257683627307415)
-        q = tl.fma(q, w, -0.0001345024793408811)
-        q = tl.fma(q, w, 0.00684190122410655)
-        q = tl.fma(q, w, 0.052396468818187714)
-        q = tl.fma(q, w, -0.4592297673225403)
-        q = tl.fma(q, w, 1.1511036157608032)
-        result = tl.exp2(tl.fma(q, w, -1.0))
-    return result
+        u = divide(1.0, tl.fma(v, -0.3, 1.0))
+        q = tl.fma(u, -0.02058461867272854, 0.11221693456172943)
+        q = tl.fma(q, u, -0.22767916321754456)
+        q = tl.fma(q, u, 0.19104160368442535)
+        q = tl.fma(q, u, -0.07877741008996964)
+        q = tl.fma(q, u, 0.09579310566186905)
+        q = tl.fma(q, u, 0.07852191478013992)
+        q = tl.fma(q, u, 0.11020553112030029)
+        q = tl.fma(q, u, 0.1195756122469902)
+        q = tl.fma(q, u, 0.11968648433685303)
+        probability = density * (q * u)
+    return density, probability
