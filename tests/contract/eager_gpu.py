@@ -98,7 +98,7 @@ def log1p(x: Tensor) -> Tensor:
     )
     result = _fma(f * q, f, f)
     result = _fma(bits.float() * _float(0x34000000), _float(0x3F317218), result)
-    return torch.where(torch.isinf(x), x, result)
+    return torch.where(torch.isfinite(x), result, x)
 
 
 Rounding = Callable[[Tensor], Tensor]  # to the tensor's dtype, and back to float32
@@ -249,3 +249,62 @@ def values(name: str, x: Tensor, a: float, b: float) -> tuple[Tensor, Tensor]:
     forward, derivative = EAGER[name]
     wide = x.float()
     return forward(wide, a, b, rounding).to(x.dtype), derivative(wide, a, b, rounding).to(x.dtype)
+
+
+def _hardswish(x: Tensor) -> Tensor:
+    return x * (x + 3).clamp(0, 6) * _sixth()
+
+
+def _hardswish_derivative(x: Tensor) -> Tensor:
+    return torch.where(x <= -3, 0.0, torch.where(x < 3, x / 3 + 0.5, 1.0))
+
+
+def _no_derivative(x: Tensor) -> None:
+    return None
+
+
+# Where eager on a CPU has other operations than on a GPU: forward and derivative of a float32 or float64 tensor.
+# A derivative of None is the CPU's.
+OTHERS = {
+    "hardsigmoid": (lambda x: (x + 3).clamp(0, 6) * _sixth(), _no_derivative),
+    "hardswish": (_hardswish, _hardswish_derivative),
+}
+
+F = torch.nn.functional
+
+# The PyTorch function of each row, of (x, a, b).
+PYTORCH: dict[str, Callable[[Tensor, float, float], Tensor]] = {
+    "identity": lambda x, a, b: x * 1,
+    "relu": lambda x, a, b: F.relu(x),
+    "relu6": lambda x, a, b: F.relu6(x),
+    "hardtanh": lambda x, a, b: F.hardtanh(x, a, b),
+    "hardsigmoid": lambda x, a, b: F.hardsigmoid(x),
+    "hardshrink": lambda x, a, b: F.hardshrink(x, a),
+    "softshrink": lambda x, a, b: F.softshrink(x, a),
+    "threshold": lambda x, a, b: F.threshold(x, a, b),
+    "leaky_relu": lambda x, a, b: F.leaky_relu(x, a),
+    "hardswish": lambda x, a, b: F.hardswish(x),
+    "squared_relu": lambda x, a, b: F.relu(x).square(),
+    "sigmoid": lambda x, a, b: torch.sigmoid(x),
+    "tanh": lambda x, a, b: torch.tanh(x),
+    "tanhshrink": lambda x, a, b: F.tanhshrink(x),
+    "softsign": lambda x, a, b: F.softsign(x),
+    "elu": lambda x, a, b: F.elu(x, a),
+    "celu": lambda x, a, b: F.celu(x, a),
+    "selu": lambda x, a, b: F.selu(x),
+    "gelu": lambda x, a, b: F.gelu(x),
+    "gelu_tanh": lambda x, a, b: F.gelu(x, approximate="tanh"),
+    "silu": lambda x, a, b: F.silu(x),
+    "quick_gelu": lambda x, a, b: x * torch.sigmoid(1.702 * x),
+    "mish": lambda x, a, b: F.mish(x),
+    "softplus": lambda x, a, b: F.softplus(x, a, b),
+    "logsigmoid": lambda x, a, b: F.logsigmoid(x),
+}
+
+
+def pytorch(name: str, x: Tensor, a: float, b: float) -> tuple[Tensor, Tensor]:
+    """PyTorch's activation of `x` on its own device, and the derivative."""
+    x = x.detach().requires_grad_()
+    y = PYTORCH[name](x, a, b)
+    (derivative,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    return y.detach(), derivative

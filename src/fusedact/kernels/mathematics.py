@@ -195,7 +195,7 @@ def softsign(x, a, b):
 @triton.jit
 def softsign_derivative(x, a, b):
     value = special.divide(1.0, 1.0 + tl.abs(x))
-    return value * value
+    return value * value + 0.0 * x  # as in eager mode, infinities give NaN
 
 
 @triton.jit
@@ -278,8 +278,8 @@ def _quick_logistic(x):
     if x.dtype == tl.float64:
         result = special.logistic(x * _QUICK)
     else:
-        z, low = special.product(x, _QUICK)
-        result = special.logistic(z, low + x * _QUICK_REST, _SHIFT)
+        z, low = special.product(x, _QUICK, _QUICK_REST)
+        result = special.logistic(z, low, _SHIFT)
     return result
 
 

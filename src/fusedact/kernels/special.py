@@ -27,10 +27,11 @@ _LN2_LOW: tl.constexpr = tl.constexpr(1.9082149292705877e-10)
 
 
 @triton.jit
-def product(x, a):
-    """Return x * a in two parts: the rounded product, and what it lacks (0 where that isn't small)."""
+def product(x, a, REST: tl.constexpr = 0.0):
+    """Return x * (a + REST) in two parts: x * a rounded, and what that lacks (0 where it isn't small)."""
     z = x * a
-    return z, tl.where(tl.abs(z) < 1024.0, tl.fma(x, a, -z), 0.0)
+    low = tl.fma(x, a, -z) if REST == 0.0 else tl.fma(x, a, -z) + x * REST
+    return z, tl.where(tl.abs(z) < 1024.0, low, 0.0)
 
 
 @triton.jit
@@ -170,8 +171,8 @@ def logistic(x, low=None, SHIFT: tl.constexpr = 0):
         low = tl.where(negative, low, -low)
     e = exp(-tl.abs(x), low)
     d = 1.0 + e
-    near = divide(1.0, d)
     far = divide(e, d)
+    near = 1.0 - far
     if SHIFT > 0:
         left = tl.where(negative, divide(exp(-tl.abs(x), low, SHIFT), d), near)
     else:
