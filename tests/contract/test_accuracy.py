@@ -45,7 +45,7 @@ BOUNDS = {
     "logsigmoid": (1.5, 2.2),
 }
 # Of a rounding to half precision 1/2 is inevitable, and this is what the float32 before it may add.
-ROUNDING = 0.5 + 1 / 64
+ROUNDING = 0.5 + 1 / 32
 # On a GPU exp2 and rsqrt are approximations, and err by up to 2 units each.
 HARDWARE = 4.0
 
@@ -54,6 +54,21 @@ rows = pytest.mark.parametrize("name", TRUTHS)
 dtypes = pytest.mark.parametrize(
     "dtype", (torch.float32, *HALVES, torch.float64), ids=lambda dtype: str(dtype)[6:]
 )
+
+
+@pytest.fixture(autouse=True)
+def flushing(monkeypatch, device):
+    """The interpreter's exp2 gives 0 for a subnormal result, as hardware does."""
+    if device == "cpu":
+        from triton.runtime import interpreter
+
+        def create_exp2(self, x, original=interpreter.InterpreterBuilder.create_exp2):
+            result = original(self, x)
+            if x.dtype.scalar == tl.float32:
+                result.data[result.data < torch.finfo(torch.float32).tiny] = 0
+            return result
+
+        monkeypatch.setattr(interpreter.InterpreterBuilder, "create_exp2", create_exp2)
 
 
 @triton.jit

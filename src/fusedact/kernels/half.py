@@ -40,14 +40,13 @@ def _rising(x):
 @triton.jit
 def _softplus(x, least):
     """Return least + log(1 + exp(-|x|))."""
-    e = tl.exp2(tl.fma(tl.abs(x), -_LOG2E, _SHIFT)) * _UNSHIFT
-    # log1p(e) / e, fitted to 2^-19.6.
-    q = tl.fma(e, 0.014141041785478592, -0.0664018988609314)
-    q = tl.fma(q, e, 0.14922405779361725)
-    q = tl.fma(q, e, -0.23503874242305756)
-    q = tl.fma(q, e, 0.33109453320503235)
-    q = tl.fma(q, e, -0.4998696744441986)
-    q = tl.fma(q, e, 0.9999987483024597)
+    e = tl.exp2(tl.fma(tl.abs(x), -_LOG2E, 8.0))  # 2^8 times too large, as the coefficients are too small
+    # log(1 + e) / e, fitted to 2^-16.9.
+    q = tl.fma(e, -8.480036602467436e-17, 9.20612666503208e-14)
+    q = tl.fma(q, e, -4.890582383509923e-11)
+    q = tl.fma(q, e, 1.9383836757924655e-08)
+    q = tl.fma(q, e, -7.619650205015205e-06)
+    q = tl.fma(q, e, 0.003906217170879245)
     return tl.fma(q, e, least)
 
 
@@ -178,8 +177,8 @@ def gelu(x, a, b):
 @triton.jit
 def gelu_derivative(x, a, b):
     w = -tl.abs(x)
-    density = tl.exp2(tl.fma(w * w, -0.5 * _LOG2E, -1.3257480647361592))  # log2(1 / sqrt(2 pi))
-    tail = tl.fma(w, density, _normal_tail(w))
+    density = tl.exp2(tl.fma(w * w, -0.5 * _LOG2E, _SHIFT - 1.3257480647361592))  # - log2(sqrt(2 pi))
+    tail = tl.fma(w * _UNSHIFT, density, _normal_tail(w))
     return tl.where(x > 0, 1.0 - tail, tail)
 
 
