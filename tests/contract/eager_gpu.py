@@ -20,7 +20,7 @@ def _float(hexadecimal: int) -> float:
 
 
 def _fma(a: Tensor | float, b: Tensor | float, c: Tensor | float) -> Tensor:
-    """a * b + c rounded once to float32 (float64 holds the product; that its sum is rounded too is rarely seen)."""
+    """a * b + c rounded once to float32, but for the few sums that float64 rounds to a tie."""
     a, b, c = (v.double() if isinstance(v, Tensor) else v for v in (a, b, c))
     return torch.as_tensor(a * b + c).float()
 
@@ -243,6 +243,7 @@ EAGER = {
 
 def values(name: str, x: Tensor, a: float, b: float) -> tuple[Tensor, Tensor]:
     """Eager's activation of `x` on a GPU, and its derivative: the gradient for an upstream one of 1."""
+
     def rounding(value: Tensor) -> Tensor:
         return value.to(x.dtype).float()
 
@@ -263,8 +264,8 @@ def _no_derivative(x: Tensor) -> None:
     return None
 
 
-# Where eager on a CPU has other operations than on a GPU: forward and derivative of a float32 or float64 tensor.
-# A derivative of None is the CPU's.
+# Where eager on a CPU has other operations than on a GPU: forward and derivative of a float32 or float64
+# tensor. A derivative of None is the CPU's.
 OTHERS = {
     "hardsigmoid": (lambda x: (x + 3).clamp(0, 6) * _sixth(), _no_derivative),
     "hardswish": (_hardswish, _hardswish_derivative),

@@ -174,9 +174,7 @@ TRUTHS = {
     "squared_relu": Truth(
         lambda m, x, a, b: m.where(x > 0, x * x, 0 * x), lambda m, x, a, b: m.where(x > 0, 2 * x, 0 * x)
     ),
-    "sigmoid": Truth(
-        lambda m, x, a, b: _sigmoid(m, x), lambda m, x, a, b: _sigmoid(m, x) * _sigmoid(m, -x)
-    ),
+    "sigmoid": Truth(lambda m, x, a, b: _sigmoid(m, x), lambda m, x, a, b: _sigmoid(m, x) * _sigmoid(m, -x)),
     "tanh": Truth(
         lambda m, x, a, b: m.tanh(x),
         lambda m, x, a, b: 4 * _sigmoid(m, 2 * x) * _sigmoid(m, -2 * x),
@@ -187,9 +185,7 @@ TRUTHS = {
         lambda m, x, a, b: m.tanh(x) ** 2,
         joins=(-1.0, -0.3, 0.3, 1.0),
     ),
-    "softsign": Truth(
-        lambda m, x, a, b: x / (1 + m.abs(x)), lambda m, x, a, b: (1 / (1 + m.abs(x))) ** 2
-    ),
+    "softsign": Truth(lambda m, x, a, b: x / (1 + m.abs(x)), lambda m, x, a, b: (1 / (1 + m.abs(x))) ** 2),
     "elu": Truth(
         lambda m, x, a, b: _elu(m, x, a), lambda m, x, a, b: _elu_derivative(m, x, a), (0.3, 0.0), (-0.03125,)
     ),
