@@ -47,6 +47,8 @@ BOUNDS = {
 }
 # A rounding to half precision errs by up to 1/2 in any case. The float32 before it may add 1/32.
 ROUNDING = 0.5 + 1 / 32
+# Where eager errs by no more than that, ours do by no more than this: nowhere is a result lost.
+NOWHERE = 0.6
 # On a GPU exp2 and rsqrt are approximations, and err by up to 2 units each.
 HARDWARE = 4.0
 
@@ -187,11 +189,14 @@ def test_the_largest_error_is_at_most_eagers(name, dtype, device):
         ordinary = torch.isfinite(theirs) | ~torch.isfinite(truth.to(dtype))
         errors = units(ours, truth, least)[ordinary]
         assert not errors.isnan().any(), what
-        allowed = units(theirs, truth, least)[ordinary].max().item()
+        eagers = units(theirs, truth, least)[ordinary]
+        allowed = eagers.max().item()
         if dtype in HALVES:
             allowed = max(allowed, ROUNDING)
+            assert errors[eagers <= ROUNDING].max().item() <= NOWHERE, what
         elif dtype is torch.float64:
             allowed = max(2 * allowed, 4.0)  # a CPU's functions are more accurate than a GPU's
+            assert errors[eagers <= 4.0].max().item() <= 1024, what  # x - tanh(x) cancels, by luck or not
         assert errors.max().item() <= allowed, what
         if dtype is torch.float32:
             normal = truth[ordinary].abs() >= torch.finfo(dtype).tiny
