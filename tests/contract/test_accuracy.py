@@ -80,7 +80,7 @@ def _kernel(x_ptr, y_ptr, a, b, FUNCTION: tl.constexpr, ARITHMETIC: tl.constexpr
         a = a.to(tl.int64).to(tl.float64, bitcast=True)
         b = b.to(tl.int64).to(tl.float64, bitcast=True)
     y = FUNCTION(tl.load(x_ptr + at).to(ARITHMETIC), a, b)
-    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty))
+    tl.store(y_ptr + at, y.to(ARITHMETIC).to(y_ptr.dtype.element_ty))
 
 
 def function(name: str, dtype: torch.dtype):

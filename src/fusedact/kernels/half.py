@@ -1,7 +1,7 @@
 """Quicker forms of `mathematics`, by the same names, for results that are rounded to float16 or bfloat16.
 
-They compute in float32 too. Their relative errors are about 2^-16, those of the roundings to float16 2^-12 and
-to bfloat16 2^-9. A function that isn't here has no quicker form.
+They compute in float32 too, with relative errors of about 2^-16. A rounding to float16 errs by up to 2^-12,
+and one to bfloat16 by 2^-9. A function that isn't here has no quicker form.
 
 exp(x) is exp2(x log2(e)), with one rounding between the two, and 1 / d the square of `tl.rsqrt(d)`. Hardware
 flushes subnormal results of exp2, but not those of a product. Where eager PyTorch keeps subnormal results,
