@@ -1,73 +1,67 @@
 """Quicker forms of `mathematics`, by the same names, for results that are rounded to float16 or bfloat16.
 
-They are float32 as before, with relative errors of 2^-14 and less where the result's own rounding is 2^-12
-(float16) or 2^-9 (bfloat16) of it. A row that isn't here has no quicker form.
+They compute in float32 too, with relative errors of about 2^-16. A rounding to float16 errs by up to 2^-12,
+and one to bfloat16 by 2^-9. A function that isn't here has no quicker form.
 
-exp(x) is exp2(x log2(e)) with one rounding between, 1 / d the square of `tl.rsqrt(d)`. Hardware flushes
-subnormal results of exp2, not those of a product: where eager PyTorch keeps them, exp is 2^24 times too large
-until it is multiplied.
+exp(x) is exp2(x log2(e)), with one rounding between the two, and 1 / d the square of `tl.rsqrt(d)`. Hardware
+flushes subnormal results of exp2, but not those of a product. Where eager PyTorch keeps subnormal results,
+exp is therefore computed 2^8, 2^12 or 2^24 times too large, and a product corrects it.
 """
 
 import triton
 import triton.language as tl
 
-from .special import inverse
+from .mathematics import GELU_C1, GELU_C3, QUICK, SELU_BOTH, SELU_SCALE
+from .special import LOG2E, inverse
 
-_LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 _SHIFT: tl.constexpr = tl.constexpr(24.0)
 _UNSHIFT: tl.constexpr = tl.constexpr(2.0**-24)
-_SELU_SCALE: tl.constexpr = tl.constexpr(1.0507009873554805)
-_SELU_BOTH: tl.constexpr = tl.constexpr(1.7580993408473766)  # alpha times scale
-_GELU_C1: tl.constexpr = tl.constexpr(1.5957691216057308)
-_GELU_C3: tl.constexpr = tl.constexpr(0.07135481627260025)
-_QUICK: tl.constexpr = tl.constexpr(1.702)
 
 
 @triton.jit
 def _logistic(x, FACTOR: tl.constexpr = 1.0):
     """Return 1 / (1 + exp(-FACTOR x)), 0 where exp(-FACTOR x) overflows."""
-    return inverse(1.0 + tl.exp2(x * (-FACTOR * _LOG2E)))
+    return inverse(1.0 + tl.exp2(x * (-FACTOR * LOG2E)))
 
 
 @triton.jit
 def _rising(x):
     """Return exp(x) / (1 + exp(x)), subnormal results included."""
     low = tl.minimum(x, 60.0, propagate_nan=tl.PropagateNan.ALL)
-    e = tl.exp2(tl.fma(low, _LOG2E, _SHIFT)) * _UNSHIFT
+    e = tl.exp2(tl.fma(low, LOG2E, _SHIFT)) * _UNSHIFT
     return e * inverse(1.0 + e)
 
 
 @triton.jit
 def _softplus(x, least):
     """Return least + log(1 + exp(-|x|))."""
-    e = tl.exp2(tl.fma(tl.abs(x), -_LOG2E, _SHIFT)) * _UNSHIFT
-    # log1p(e) / e, fitted to 2^-19.6.
-    q = tl.fma(e, 0.014141041785478592, -0.0664018988609314)
-    q = tl.fma(q, e, 0.14922405779361725)
-    q = tl.fma(q, e, -0.23503874242305756)
-    q = tl.fma(q, e, 0.33109453320503235)
-    q = tl.fma(q, e, -0.4998696744441986)
-    q = tl.fma(q, e, 0.9999987483024597)
+    e = tl.exp2(tl.fma(tl.abs(x), -LOG2E, 8.0))  # 2^8 times too large, as the coefficients are too small
+    # log(1 + e) / e, fitted to 2^-16.9.
+    q = tl.fma(e, -8.480036602467436e-17, 9.20612666503208e-14)
+    q = tl.fma(q, e, -4.890582383509923e-11)
+    q = tl.fma(q, e, 1.9383836757924655e-08)
+    q = tl.fma(q, e, -7.619650205015205e-06)
+    q = tl.fma(q, e, 0.003906217170879245)
     return tl.fma(q, e, least)
 
 
 @triton.jit
 def _expm1(x):
-    """Return exp(x) - 1 for x <= 0."""
+    """Return exp(x) - 1."""
     near = tl.fma(tl.fma(x, 0.1666666716337204, 0.5), x * x, x)
-    return tl.where(x > -0.03125, near, tl.exp2(x * _LOG2E) - 1.0)
+    return tl.where(tl.abs(x) < 0.03125, near, tl.exp2(x * LOG2E) - 1.0)
 
 
 @triton.jit
 def _exp(x, factor):
-    """Return factor exp(x) for x <= 0, subnormal results included."""
-    return tl.exp2(tl.fma(x, _LOG2E, _SHIFT)) * (factor * _UNSHIFT)
+    """Return factor exp(x), subnormal results included."""
+    return tl.exp2(tl.fma(x, LOG2E, 12.0)) * (factor * 2.0**-12)
 
 
 @triton.jit
 def _far_tanh(x):
     """Return tanh(x) with an absolute error of 2^-23."""
-    return tl.fma(inverse(1.0 + tl.exp2(x * (2.0 * _LOG2E))), -2.0, 1.0)
+    return tl.fma(inverse(1.0 + tl.exp2(x * (2.0 * LOG2E))), -2.0, 1.0)
 
 
 @triton.jit
@@ -77,8 +71,9 @@ def sigmoid(x, a, b):
 
 @triton.jit
 def sigmoid_derivative(x, a, b):
-    e = tl.exp2(tl.abs(x) * -_LOG2E)
-    r = inverse(1.0 + e)
+    # e / (1 + e)^2 with e = exp(-|x|). Here e is 2^12 times as large, and r 2^-6 times.
+    e = tl.exp2(tl.fma(tl.abs(x), -LOG2E, 12.0))
+    r = inverse(tl.fma(e, 2.0**-6, 64.0))
     return e * r * r
 
 
@@ -90,10 +85,10 @@ def tanh(x, a, b):
 
 @triton.jit
 def tanh_derivative(x, a, b):
-    # 4 e / (1 + e)^2 with e = exp(-2 |x|), which exp2 makes four times as large.
-    e4 = tl.exp2(tl.fma(tl.abs(x), -2.0 * _LOG2E, 2.0))
-    r = inverse(tl.fma(e4, 0.25, 1.0))
-    return e4 * r * r
+    # 4 e / (1 + e)^2 with e = exp(-2 |x|). Here e is 2^14 times as large, and r 2^-6 times.
+    e = tl.exp2(tl.fma(tl.abs(x), -2.0 * LOG2E, 14.0))
+    r = inverse(tl.fma(e, 2.0**-8, 64.0))
+    return e * r * r
 
 
 @triton.jit
@@ -143,12 +138,12 @@ def celu_derivative(x, a, b):
 
 @triton.jit
 def selu(x, a, b):
-    return tl.where(x >= 0, x * _SELU_SCALE, _SELU_BOTH * _expm1(x))
+    return tl.where(x >= 0, x * SELU_SCALE, SELU_BOTH * _expm1(x))
 
 
 @triton.jit
 def selu_derivative(x, a, b):
-    return tl.where(x <= 0, _exp(x, _SELU_BOTH), _SELU_SCALE)
+    return tl.where(x <= 0, _exp(x, SELU_BOTH), SELU_SCALE)
 
 
 @triton.jit
@@ -178,21 +173,21 @@ def gelu(x, a, b):
 @triton.jit
 def gelu_derivative(x, a, b):
     w = -tl.abs(x)
-    density = tl.exp2(tl.fma(w * w, -0.5 * _LOG2E, -1.3257480647361592))  # log2(1 / sqrt(2 pi))
-    tail = tl.fma(w, density, _normal_tail(w))
+    density = tl.exp2(tl.fma(w * w, -0.5 * LOG2E, _SHIFT - 1.3257480647361592))  # - log2(sqrt(2 pi))
+    tail = tl.fma(w * _UNSHIFT, density, _normal_tail(w))
     return tl.where(x > 0, 1.0 - tail, tail)
 
 
 @triton.jit
 def gelu_tanh(x, a, b):
-    return x * _logistic(x * tl.fma(x * x, _GELU_C3, _GELU_C1))
+    return x * _logistic(x * tl.fma(x * x, GELU_C3, GELU_C1))
 
 
 @triton.jit
 def gelu_tanh_derivative(x, a, b):
     u = x * x
-    s = _logistic(x * tl.fma(u, _GELU_C3, _GELU_C1))
-    return tl.fma(x * s * (1.0 - s), tl.fma(u, 3.0 * _GELU_C3, _GELU_C1), s)
+    s = _logistic(x * tl.fma(u, GELU_C3, GELU_C1))
+    return tl.fma(x * s * (1.0 - s), tl.fma(u, 3.0 * GELU_C3, GELU_C1), s)
 
 
 @triton.jit
@@ -208,20 +203,20 @@ def silu_derivative(x, a, b):
 
 @triton.jit
 def quick_gelu(x, a, b):
-    return x * _logistic(x, _QUICK)
+    return x * _logistic(x, QUICK)
 
 
 @triton.jit
 def quick_gelu_derivative(x, a, b):
-    s = _logistic(x, _QUICK)
-    return tl.fma(x * s * (1.0 - s), _QUICK, s)
+    s = _logistic(x, QUICK)
+    return tl.fma(x * s * (1.0 - s), QUICK, s)
 
 
 @triton.jit
 def mish(x, a, b):
-    # n / (1 + n) with n = e (e + 2) / 2 and e = exp(x), of which exp2 makes 2^24 e. From 20 on that is 1.
+    # tanh(log(1 + e)) is n / (1 + n) with n = e (e + 2) / 2; `e` is 2^24 exp(x). From 20 on that is 1.
     low = tl.minimum(x, 20.0, propagate_nan=tl.PropagateNan.ALL)
-    e = tl.exp2(tl.fma(low, _LOG2E, _SHIFT))
+    e = tl.exp2(tl.fma(low, LOG2E, _SHIFT))
     n = e * tl.fma(e, 2.0**-49, _UNSHIFT)
     return x * (n * inverse(1.0 + n))
 
@@ -229,7 +224,7 @@ def mish(x, a, b):
 @triton.jit
 def mish_derivative(x, a, b):
     low = tl.minimum(x, 20.0, propagate_nan=tl.PropagateNan.ALL)
-    e = tl.exp2(tl.fma(low, _LOG2E, _SHIFT))
+    e = tl.exp2(tl.fma(low, LOG2E, _SHIFT))
     n = e * tl.fma(e, 2.0**-49, _UNSHIFT)
     r = inverse(1.0 + n)
     slope = e * tl.fma(e, 2.0**-48, _UNSHIFT) * (r * r)
@@ -251,7 +246,6 @@ def softplus_derivative(x, a, b):
 
 @triton.jit
 def logsigmoid(x, a, b):
-    # The least of the two terms of its opposite.
     return -_softplus(x, tl.maximum(-x, 0.0, propagate_nan=tl.PropagateNan.ALL))
 
 

@@ -1,11 +1,11 @@
 """The mathematics of each activation, pure: `<name>(x, a, b)` and `<name>_derivative(x, a, b)`.
 
-x is float32, or float64 for float64 tensors; a and b are the activation's parameters in its own order and in
-x's type, ignored by activations that have none. NaN, infinities, zeros and subnormals give what they give in
-PyTorch's kernels for CUDA (aten/src/ATen/native/cuda/Activation*.cu), backward too.
+x is float32, or float64 for float64 tensors. a and b are the activation's parameters, in its own order and in
+x's type; activations without parameters ignore them. NaN, infinities and subnormals give the results of
+PyTorch's CUDA kernels (aten/src/ATen/native/cuda/Activation*.cu), forward and backward.
 
-Where an activation passes a gradient on unchanged or not at all, `<name>_passes(x, a, b)` says which; of
-hardsigmoid it passes on a sixth of it.
+Some activations pass a gradient on unchanged or not at all. Theirs is `<name>_passes(x, a, b)` instead of a
+derivative. Where hardsigmoid passes, the derivative is the constant SIXTH.
 """
 
 import triton
@@ -15,12 +15,12 @@ from . import special
 
 # In float32, which is what PyTorch's kernels multiply by in float64 too.
 SIXTH: tl.constexpr = tl.constexpr(0.1666666716337204)
-_SELU_SCALE: tl.constexpr = tl.constexpr(1.0507009873554804934193349852946)
-_SELU_ALPHA: tl.constexpr = tl.constexpr(1.6732632423543772848170429916717)
+SELU_SCALE: tl.constexpr = tl.constexpr(1.0507009873554805)
+SELU_BOTH: tl.constexpr = tl.constexpr(1.7580993408473766)  # alpha times scale
 # gelu_tanh(x) = x / (1 + exp(-x (C1 + C3 x^2))), with C1 = 2 sqrt(2 / pi), C3 = 0.044715 C1.
-_GELU_C1: tl.constexpr = tl.constexpr(1.5957691216057308)
-_GELU_C3: tl.constexpr = tl.constexpr(0.07135481627260025)
-_QUICK: tl.constexpr = tl.constexpr(1.702)
+GELU_C1: tl.constexpr = tl.constexpr(1.5957691216057308)
+GELU_C3: tl.constexpr = tl.constexpr(0.07135481627260025)
+QUICK: tl.constexpr = tl.constexpr(1.702)
 _QUICK_REST: tl.constexpr = tl.constexpr(-2.1934509319976314e-08)  # that float32 lacks of it
 _SHIFT: tl.constexpr = tl.constexpr(24)
 
@@ -75,7 +75,7 @@ def hardsigmoid(x, a, b):
 
 @triton.jit
 def hardsigmoid_passes(x, a, b):
-    return (x > -3.0) & (x < 3.0)  # a NaN's gradient is 0
+    return tl.abs(x) < 3.0  # a NaN's gradient is 0
 
 
 @triton.jit
@@ -85,13 +85,12 @@ def hardshrink(x, a, b):
 
 @triton.jit
 def hardshrink_passes(x, a, b):
-    return ~((x >= -a) & (x <= a))
+    return ~(tl.abs(x) <= a)
 
 
 @triton.jit
 def softshrink(x, a, b):
-    # The sign of a zero aside, a NaN needs no case of its own: NaN - a.
-    return tl.where(x < -a, x + a, tl.where(x <= a, 0.0, x - a))
+    return x - _clamped(x, -a, a)
 
 
 @triton.jit
@@ -190,7 +189,7 @@ def softsign(x, a, b):
 @triton.jit
 def softsign_derivative(x, a, b):
     value = special.divide(1.0, 1.0 + tl.abs(x))
-    return value * value
+    return value * value + 0.0 * x  # as in eager mode, infinities give NaN
 
 
 @triton.jit
@@ -224,12 +223,12 @@ def celu_derivative(x, a, b):
 
 @triton.jit
 def selu(x, a, b):
-    return tl.where(x >= 0, x * _SELU_SCALE, special.expm1(x) * (_SELU_ALPHA * _SELU_SCALE))
+    return tl.where(x >= 0, x * SELU_SCALE, special.expm1(x) * SELU_BOTH)
 
 
 @triton.jit
 def selu_derivative(x, a, b):
-    return tl.where(x <= 0, special.exp(x) * (_SELU_ALPHA * _SELU_SCALE), _SELU_SCALE)
+    return tl.where(x <= 0, special.exp(x) * SELU_BOTH, SELU_SCALE)
 
 
 @triton.jit
@@ -250,15 +249,15 @@ def gelu_derivative(x, a, b):
 
 @triton.jit
 def gelu_tanh(x, a, b):
-    left, _, _ = special.logistic(x * (_GELU_C1 + _GELU_C3 * (x * x)))
+    left, _, _ = special.logistic(x * (GELU_C1 + GELU_C3 * (x * x)))
     return x * left
 
 
 @triton.jit
 def gelu_tanh_derivative(x, a, b):
     u = x * x
-    left, right, _ = special.logistic(x * (_GELU_C1 + _GELU_C3 * u))
-    return left + x * (left * right) * (_GELU_C1 + 3.0 * _GELU_C3 * u)
+    left, right, _ = special.logistic(x * (GELU_C1 + GELU_C3 * u))
+    return left + x * (left * right) * (GELU_C1 + 3.0 * GELU_C3 * u)
 
 
 @triton.jit
@@ -276,10 +275,10 @@ def silu_derivative(x, a, b):
 @triton.jit
 def _quick_logistic(x):
     if x.dtype == tl.float64:
-        result = special.logistic(x * _QUICK)
+        result = special.logistic(x * QUICK)
     else:
-        z, low = special.product(x, _QUICK)
-        result = special.logistic(z, low + x * _QUICK_REST, _SHIFT)
+        z, low = special.product(x, QUICK, _QUICK_REST)
+        result = special.logistic(z, low, _SHIFT)
     return result
 
 
@@ -292,13 +291,13 @@ def quick_gelu(x, a, b):
 @triton.jit
 def quick_gelu_derivative(x, a, b):
     left, right, unit = _quick_logistic(x)
-    return (left + x * left * right * _QUICK) * unit
+    return (left + x * left * right * QUICK) * unit
 
 
 @triton.jit
 def mish(x, a, b):
-    # With e = exp(x) and n = e (e + 2) / 2, tanh(log(1 + e)) is n / (1 + n); `e` and `n` are 2^24 times those.
-    # From 20 on that is 1 in float32, from 40 on in float64.
+    # With e = exp(x) and n = e (e + 2) / 2, tanh(log(1 + e)) is n / (1 + n). It is 1 from 20 on in float32,
+    # and from 40 on in float64. The variables e and n are 2^24 times as large.
     low = tl.minimum(x, 40.0 if x.dtype == tl.float64 else 20.0, propagate_nan=tl.PropagateNan.ALL)
     e = special.exp(low, None, _SHIFT)
     n = e * tl.fma(e, 2.0**-25, 1.0)

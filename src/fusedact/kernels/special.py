@@ -1,10 +1,13 @@
-"""Special functions in float32 and float64, as accurate as CUDA's own or more so, for the activations' mathematics.
+"""Special functions in float32 and float64, at least as accurate as CUDA's own.
 
-Triton's own are not enough. `tl.exp` in float32 rounds x log2(e), and so loses |x| units in the last place.
-`tl.erf` gives a normal distribution's tail as 1 + erf(x), which cancels. expm1, log1p and tanh are in
-libdevice alone, which the interpreter lacks. A float32 quotient takes 8 instructions, for divisors of any size;
-ours, from `tl.rsqrt`, takes 6 and is more accurate. In float64 nobody is in a hurry: `tl.exp`, `tl.log` and
-`tl.erf` are accurate there, and the rest follows from them.
+Triton's own do not suffice in float32:
+
+- `tl.exp` rounds x log2(e), and so loses |x| units in the last place.
+- `tl.erf` leads to a normal distribution's tail by 1 + erf(x), which cancels.
+- expm1, log1p and tanh are in libdevice alone, which the interpreter lacks.
+- A quotient takes 8 instructions, for divisors of any size. `divide` takes 6, and is more accurate.
+
+In float64 speed is of no concern. `tl.exp`, `tl.log` and `tl.erf` are accurate, the rest follows from them.
 
 Of the hardware's approximations only exp2 and rsqrt are used, by names that every backend has. Constants
 enter a float64 sum by * and +: Triton 3.6 rounds those in `tl.fma` to float32.
@@ -13,13 +16,13 @@ enter a float64 sum by * and +: Triton 3.6 rounds those in `tl.fma` to float32.
 import triton
 import triton.language as tl
 
-_LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 _LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 # Adding 1.5 * 2^23 (2^52) rounds to an integer and leaves it in the lowest bits.
 _ROUND_32: tl.constexpr = tl.constexpr(12582912.0)
 _ROUND_64: tl.constexpr = tl.constexpr(6755399441055744.0)
-# What float32 lacks of log2(e) and of ln 2; of ln 2 in float64, two parts, the high one with so few bits that its
-# product with any exponent is exact.
+# What float32 lacks of log2(e) and of ln 2. ln 2 in float64 has two parts, the high one with so few bits that
+# its product with any exponent is exact.
 _LOG2E_REST: tl.constexpr = tl.constexpr(1.925963033500609e-08)
 _LN2_REST: tl.constexpr = tl.constexpr(-1.904654323148236e-09)
 _LN2_HIGH: tl.constexpr = tl.constexpr(0.6931471803691238)
@@ -27,18 +30,19 @@ _LN2_LOW: tl.constexpr = tl.constexpr(1.9082149292705877e-10)
 
 
 @triton.jit
-def product(x, a):
-    """Return x * a in two parts: the rounded product, and what it lacks (0 where that isn't small)."""
+def product(x, a, REST: tl.constexpr = 0.0):
+    """Return x * (a + REST) in two parts: x * a rounded, and what that lacks (0 where it isn't small)."""
     z = x * a
-    return z, tl.where(tl.abs(z) < 1024.0, tl.fma(x, a, -z), 0.0)
+    low = tl.fma(x, a, -z) if REST == 0.0 else tl.fma(x, a, -z) + x * REST
+    return z, tl.where(tl.abs(z) < 1024.0, low, 0.0)
 
 
 @triton.jit
 def exp(x, low=None, SHIFT: tl.constexpr = 0):
-    """Return 2^SHIFT exp(x + low), subnormal results included; low is what x lacks of a longer number.
+    """Return the exponential of x + low, times 2^SHIFT, subnormal results included.
 
-    A SHIFT keeps small results from becoming subnormal, where they have fewer bits: to multiply by 2^-SHIFT
-    is the caller's last step.
+    low is what x lacks of a longer number. A SHIFT keeps small results from becoming subnormal, where they
+    have fewer bits: to multiply by 2^-SHIFT is the caller's last step.
     """
     if x.dtype == tl.float64:
         result = tl.exp(x) * 2.0**SHIFT
@@ -46,15 +50,15 @@ def exp(x, low=None, SHIFT: tl.constexpr = 0):
             result += result * low
     else:
         # 2^j 2^f, j an integer that a float32 has as its exponent; beyond, f leaves [-1/2, 1/2].
-        shifted = tl.maximum(tl.fma(x, _LOG2E, _ROUND_32), _ROUND_32 - (126.0 + SHIFT))
+        shifted = tl.maximum(tl.fma(x, LOG2E, _ROUND_32), _ROUND_32 - (126.0 + SHIFT))
         shifted = tl.minimum(shifted, _ROUND_32 + (127.0 - SHIFT))
         power = ((shifted.to(tl.int32, bitcast=True) << 23) + ((127 + SHIFT) << 23)).to(
             tl.float32, bitcast=True
         )
-        f = tl.fma(x, _LOG2E, -(shifted - _ROUND_32))
+        f = tl.fma(x, LOG2E, -(shifted - _ROUND_32))
         f = tl.fma(x, _LOG2E_REST, f)
         if low is not None:
-            f = tl.fma(low, _LOG2E, f)
+            f = tl.fma(low, LOG2E, f)
         result = tl.exp2(f) * power
     return result
 
@@ -69,7 +73,7 @@ def expm1(x):
     if x.dtype == tl.float64:
         x = tl.maximum(x, -50.0, propagate_nan=tl.PropagateNan.ALL)
         x = tl.minimum(x, 710.0, propagate_nan=tl.PropagateNan.ALL)
-        shifted = x * _LOG2E + _ROUND_64
+        shifted = x * LOG2E + _ROUND_64
         j = shifted - _ROUND_64
         power = ((shifted.to(tl.int64, bitcast=True) + 1023) << 52).to(tl.float64, bitcast=True)
         f = (x - j * _LN2_HIGH) - j * _LN2_LOW
@@ -89,7 +93,7 @@ def expm1(x):
     else:
         x = tl.maximum(x, -18.0, propagate_nan=tl.PropagateNan.ALL)  # there the result is -1
         x = tl.minimum(x, 89.0, propagate_nan=tl.PropagateNan.ALL)  # and there inf
-        shifted = tl.fma(x, _LOG2E, _ROUND_32)
+        shifted = tl.fma(x, LOG2E, _ROUND_32)
         power = ((shifted.to(tl.int32, bitcast=True) << 23) + 0x3F800000).to(tl.float32, bitcast=True)
         # ln 2 in one part: for x < 0 its error times j and 2^j is below a tenth of a unit in the last place.
         f = tl.fma(shifted - _ROUND_32, -_LN2, x)
@@ -170,8 +174,8 @@ def logistic(x, low=None, SHIFT: tl.constexpr = 0):
         low = tl.where(negative, low, -low)
     e = exp(-tl.abs(x), low)
     d = 1.0 + e
-    near = divide(1.0, d)
     far = divide(e, d)
+    near = 1.0 - far
     if SHIFT > 0:
         left = tl.where(negative, divide(exp(-tl.abs(x), low, SHIFT), d), near)
     else:
@@ -196,7 +200,7 @@ def tanh_rest(x):
 
 @triton.jit
 def tanh(x):
-    """Return tanh(x)."""
+    """Return the hyperbolic tangent."""
     if x.dtype == tl.float64:
         m = expm1(-2.0 * tl.abs(x))
         result = -m / (2.0 + m)
