@@ -144,19 +144,20 @@ def test_fast_draws_the_oracles_mask_from_the_devices_generator(activation, dtyp
 
 
 @activations
-def test_one_kernel_each_way_and_no_synchronisation(activation):
+def test_one_kernel_each_way_and_no_synchronisation(activation, kernels_of):
     x = torch.randn(2**16, device="cuda", requires_grad=True)
     call = function(activation)
     call(x).sum().backward()
     torch.cuda.synchronize()
     dy = torch.randn_like(x)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+
+    def step():
         torch.cuda.set_sync_debug_mode("error")
         torch.autograd.grad(call(x), x, dy)
         torch.cuda.set_sync_debug_mode("default")
-        torch.cuda.synchronize()
-    kernels = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-    assert len([name for name in kernels if "kernel" in name]) == 2, kernels
+
+    kernels = kernels_of(step)
+    assert len(kernels) == 2, kernels
 
 
 @activations

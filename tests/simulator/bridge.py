@@ -54,7 +54,9 @@ def _device(op: OpOverload, tensors: list[Tensor], asked: Any) -> torch.device:
     device = tensors[0].device
     other = next((t.device for t in tensors if t.device != device and t.dim()), None)
     if other is not None:
-        raise RuntimeError(f"{op}: expected all tensors on one device, but got some on {device} and on {other}")
+        raise RuntimeError(
+            f"{op}: expected all tensors on one device, but got some on {device} and on {other}"
+        )
     return device
 
 
@@ -90,7 +92,9 @@ class _Emulated:
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device, n: int) -> Any:
         low = [
             # A number that PyTorch wrapped in a tensor comes unwrapped.
-            torch.scalar_tensor(a, dtype=_NUMBERS[type(a)]) if takes and type(a) in _NUMBERS else _map(alias, a)
+            torch.scalar_tensor(a, dtype=_NUMBERS[type(a)])
+            if takes and type(a) in _NUMBERS
+            else _map(alias, a)
             for a, takes in zip(args, self._takes_tensor, strict=False)
         ]
         named = {name: _map(alias, value) for name, value in kwargs.items()}
@@ -140,7 +144,9 @@ class _Emulated:
 
         return draw
 
-    def _results(self, args: tuple[Any, ...], kwargs: dict[str, Any], computed: Any, device: torch.device) -> Any:
+    def _results(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], computed: Any, device: torch.device
+    ) -> Any:
         values = iter(computed if isinstance(computed, tuple) and len(self._returns) != 1 else (computed,))
         back = []
         for argument in self._returns:

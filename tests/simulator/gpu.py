@@ -3,7 +3,8 @@
 import contextlib
 import ctypes
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,17 +16,44 @@ library.sim_hash.restype = library.sim_dropout_increment.restype = ctypes.c_uint
 
 
 def events(op: str | None = None) -> list[dict[str, Any]]:
-    """What the driver did since `clear`, in order: launch, operator, copy, fill, synchronize, allocate, load, ..."""
+    """What the driver did since `clear`, in order: launch, operator, copy, load, synchronize, ... (driver/*.cpp)"""
     found = [json.loads(line) for line in library.sim_events().decode().splitlines()]
     return [event for event in found if op in (None, event["op"])]
 
 
-def violations() -> list[str]:
-    return library.sim_violations().decode().splitlines()
+def kernels_of(call: Callable[[], object]) -> list[str]:
+    """The names of the kernels that a call runs, PyTorch's operators among them."""
+    clear()
+    call()
+    return [e.get("kernel") or e["name"] for e in events() if e["op"] in ("launch", "operator")]
 
 
 def clear() -> None:
-    library.sim_clear()
+    library.sim_clear_events()
+
+
+def violations() -> list[str]:
+    """What a GPU would have refused, or not noticed, in this test."""
+    return library.sim_violations().decode().splitlines()
+
+
+def forget_violations() -> None:
+    library.sim_clear_violations()
+
+
+@contextlib.contextmanager
+def provoked(pattern: str) -> Iterator[None]:
+    """What is done here has to be a violation, which fails no test."""
+    earlier = violations()
+    try:
+        yield
+    finally:
+        found = violations()[len(earlier) :]
+        forget_violations()
+        for sentence in earlier:
+            library.sim_violation(sentence.encode())
+    assert found, f"no violation: expected {pattern!r}"
+    assert all(re.search(pattern, sentence) for sentence in found), found
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -62,19 +61,20 @@ def unavailable() -> str | None:
     return None
 
 
-def _sources() -> list[Path]:
-    return [path for folder in ("driver", "ptx") for path in sorted((_HERE / folder).glob("*.*"))]
-
-
 def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fusedact-simulator"
 
 
-def _key() -> str:
-    digest = hashlib.sha256(Path(__file__).read_bytes())
-    for path in _sources():
+def _sources() -> list[Path]:
+    """Of the libraries, without headers."""
+    return [path for path in sorted((_HERE / "driver").iterdir()) if path.suffix in (".c", ".cpp")]
+
+
+def _hash(*paths: Path) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
         digest.update(path.name.encode() + path.read_bytes())
-    return f"torch{version('torch')}-triton{version('triton')}-{digest.hexdigest()[:16]}"
+    return digest.hexdigest()[:16]
 
 
 @contextlib.contextmanager
@@ -87,15 +87,16 @@ def _locked(path: Path) -> Iterator[None]:
 @functools.cache
 def build() -> Path:
     """The folder of the libraries, made by whichever process comes first."""
-    folder = _cache() / _key()
-    _cache().mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_suffix(".lock")):
+    cache = _cache()
+    key = f"torch{version('torch')}-triton{version('triton')}-{_hash(Path(__file__), *sorted((_HERE / 'driver').iterdir()))}"
+    folder, made = cache / key, cache / f"{key}.unfinished"
+    cache.mkdir(parents=True, exist_ok=True)
+    with _locked(cache / f"{key}.lock"):
         if not folder.exists():
-            with tempfile.TemporaryDirectory(dir=_cache()) as made:
-                _build_into(Path(made))
-                (Path(made) / "kernels").mkdir()
-                shutil.copytree(made, unfinished := folder.with_suffix(".unfinished"), dirs_exist_ok=True)
-                unfinished.rename(folder)
+            shutil.rmtree(made, ignore_errors=True)  # of a process that was ended
+            made.mkdir()
+            _build_into(made)
+            made.rename(folder)
     return folder
 
 
@@ -123,9 +124,8 @@ def _build_into(folder: Path) -> None:
         _run(*language, *_FLAGS, f"-I{_headers()}", "-c", source, "-o", made)
         return made
 
-    sources = [path for path in _sources() if path.parent.name == "driver" and path.suffix != ".h"]
-    driver = [compiled(path) for path in sources if path.name not in _RUNTIME]
-    runtime = [compiled(path) for path in sources if path.name in _RUNTIME]
+    driver = [compiled(path) for path in _sources() if path.name not in _RUNTIME]
+    runtime = [compiled(path) for path in _sources() if path.name in _RUNTIME]
     libcuda = folder / "libcuda.so.1"
     _run("g++", "-shared", *driver, "-Wl,-soname,libcuda.so.1", "-o", libcuda, "-ldl", "-lpthread")
     file, functions = _imported()
@@ -143,7 +143,14 @@ def _build_into(folder: Path) -> None:
     exported = folder / "runtime.map"  # PyTorch's libraries ask for symbols of this version
     exported.write_text(f"{file} {{ global: cuda*; __cuda*; local: *; }};\n")
     _run(
-        *("g++", "-shared", *runtime, compiled(named), f"-Wl,-soname,{file}", f"-Wl,--version-script={exported}"),
+        *(
+            "g++",
+            "-shared",
+            *runtime,
+            compiled(named),
+            f"-Wl,-soname,{file}",
+            f"-Wl,--version-script={exported}",
+        ),
         *("-o", folder / file, libcuda, "-Wl,-rpath,$ORIGIN"),
     )
 
@@ -152,6 +159,8 @@ def environment() -> dict[str, str]:
     """For a process whose GPUs are simulated. Settings that this one has go along: SIMULATOR_MULTIPROCESSORS=132."""
     folder = build()
     cuda, runtime = folder / "libcuda.so.1", next(folder.glob("libcudart.so.*"))
+    kernels = _cache() / f"kernels-{_hash(*sorted((_HERE / 'ptx').glob('*.*')))}"
+    kernels.mkdir(exist_ok=True)
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -162,7 +171,7 @@ def environment() -> dict[str, str]:
         **kept,
         "LD_PRELOAD": f"{cuda} {runtime}",
         "PYTHONPATH": os.pathsep.join(path),
-        "SIMULATOR_KERNELS": str(folder / "kernels"),
+        "SIMULATOR_KERNELS": str(kernels),
         "TRITON_CACHE_DIR": str(_cache() / "triton"),
         "TRITON_LIBCUDA_PATH": str(folder),
         "TORCHINDUCTOR_CACHE_DIR": str(_cache() / "inductor"),
@@ -174,4 +183,13 @@ def environment() -> dict[str, str]:
 
 
 def pytest_command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "pytest", "-p", "tests.simulator.plugin", "-p", "no:cacheprovider", *arguments]
+    return [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "tests.simulator.plugin",
+        "-p",
+        "no:cacheprovider",
+        *arguments,
+    ]

@@ -28,6 +28,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     gpu.clear()
+    gpu.forget_violations()
     yield
     if found := gpu.violations():
         pytest.fail("\n".join(["a GPU would refuse, or not notice:", *found[:10]]), pytrace=False)

@@ -51,9 +51,12 @@ API const char* sim_violations() {
   LOCK;
   return joined(violations);
 }
-API void sim_clear() {
+API void sim_clear_events() {
   LOCK;
   events.clear();
+}
+API void sim_clear_violations() {
+  LOCK;
   violations.clear();
 }
 API void sim_violation(const char* text) { violation("%s", text); }

@@ -21,7 +21,9 @@ def move(kernel: Kernel, modifiers: list[str], operands: list[str]) -> str:
     if source.startswith("{"):  # packs
         parts = elements(source)
         each = n // len(parts)
-        value = " | ".join(f"(uint128_t)(uint{each}_t){kernel.raw(p)} << {i * each}" for i, p in enumerate(parts))
+        value = " | ".join(
+            f"(uint128_t)(uint{each}_t){kernel.raw(p)} << {i * each}" for i, p in enumerate(parts)
+        )
         return kernel.put(to, f"u{n}", value)
     if to.startswith("{"):  # unpacks
         parts = elements(to)

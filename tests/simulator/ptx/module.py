@@ -102,4 +102,6 @@ def launch(
     kind, address, size = library.fault()[:3]
     if kind:
         verb = "read" if kind == 1 else "written"
-        raise RuntimeError(f"{name}: {size} bytes {verb} at {address:#x}, outside of its ranges or misaligned")
+        raise RuntimeError(
+            f"{name}: {size} bytes {verb} at {address:#x}, outside of its ranges or misaligned"
+        )

@@ -1,0 +1,44 @@
+"""The tests that need a GPU, on simulated ones: each group in a process of its own."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.simulator.libraries import environment, pytest_command, unavailable
+
+ROOT = Path(__file__).parents[2]
+
+# Arguments of pytest. On small GPUs a small tensor makes eager's loop go round several times.
+ON_SMALL_GPUS = {
+    "values": ["tests/test_cuda.py"],
+    "graphs": ["tests/test_graphs.py"],
+    "composition": ["tests/test_composition.py", "tests/test_random.py", "tests/test_modules.py"],
+    "monitor": ["tests/test_activity.py"],
+    "simulator": ["tests/simulator/gpu_tests"],
+}
+
+
+@pytest.fixture(scope="session")
+def simulated() -> dict[str, str]:
+    if reason := unavailable():
+        pytest.skip(f"no simulated GPU: {reason}")
+    return environment()
+
+
+def run(simulated: dict[str, str], multiprocessors: str, *arguments: str) -> None:
+    command = pytest_command("-q", "--no-header", "-rfE", *arguments)
+    result = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**simulated, "SIMULATOR_MULTIPROCESSORS": multiprocessors},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout[-20_000:]}"
+
+
+@pytest.mark.parametrize("group", ON_SMALL_GPUS)
+def test_on_small_gpus(group, simulated):
+    run(simulated, "4,6", *ON_SMALL_GPUS[group])
