@@ -83,7 +83,7 @@ def cuda() -> str:
 
 @pytest.fixture
 def kernels_of(cuda, pytestconfig):
-    """A function that lists the names of the kernels that a call runs: by the profiler, or the simulated GPU's log."""
+    """A function that lists the kernels that a call runs: by the profiler, or the simulated GPU's log."""
     if pytestconfig.pluginmanager.hasplugin("tests.simulator.plugin"):
         from tests.simulator import gpu
 

@@ -25,7 +25,8 @@ _REAL = {
     "_efficientzerotensor", "_has_same_storage_numel", "_lazy_clone", "_local_scalar_dense",
     "_nested_view_from_buffer", "_pin_memory", "_reshape_alias", "as_strided", "empty.memory_format",
     "empty_strided", "is_pinned", "is_set_to", "record_stream", "resize_", "set_", "set_.source_Storage",
-    "set_.source_Storage_storage_offset", "set_.source_Tensor", "unfold", "view", "view_as_complex", "view_as_real",
+    "set_.source_Storage_storage_offset", "set_.source_Tensor", "unfold", "view", "view_as_complex",
+    "view_as_real",
 }  # fmt: skip
 # Operators of all devices, below which PyTorch launches a kernel.
 _COMPOSITE = ("ldexp.Tensor", "ldexp.out", "ldexp_")
@@ -60,6 +61,12 @@ def _device(op: OpOverload, tensors: list[Tensor], asked: Any) -> torch.device:
     return device
 
 
+def _tensor_of(value: Any) -> Any:
+    """A tensor on the CPU; a number that PyTorch wrapped in a tensor comes unwrapped."""
+    dtype = _NUMBERS.get(type(value))
+    return alias(value) if dtype is None else torch.scalar_tensor(value, dtype=dtype)
+
+
 class _Emulated:
     """An operator's CUDA kernel that calls its CPU kernel."""
 
@@ -91,11 +98,8 @@ class _Emulated:
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device, n: int) -> Any:
         low = [
-            # A number that PyTorch wrapped in a tensor comes unwrapped.
-            torch.scalar_tensor(a, dtype=_NUMBERS[type(a)])
-            if takes and type(a) in _NUMBERS
-            else _map(alias, a)
-            for a, takes in zip(args, self._takes_tensor, strict=False)
+            _tensor_of(value) if takes_tensor else _map(alias, value)
+            for value, takes_tensor in zip(args, self._takes_tensor, strict=False)
         ]
         named = {name: _map(alias, value) for name, value in kwargs.items()}
         if named.get("device") is not None:

@@ -16,7 +16,7 @@ library.sim_hash.restype = library.sim_dropout_increment.restype = ctypes.c_uint
 
 
 def events(op: str | None = None) -> list[dict[str, Any]]:
-    """What the driver did since `clear`, in order: launch, operator, copy, load, synchronize, ... (driver/*.cpp)"""
+    """What the driver did since `clear`, in order: launch, operator, copy, load, synchronize, ..."""
     found = [json.loads(line) for line in library.sim_events().decode().splitlines()]
     return [event for event in found if op in (None, event["op"])]
 

@@ -33,7 +33,7 @@ def signed(x: int, bits: int) -> int:
 
 
 def run_kernel(text: str, folder: Path, threads: int, *tensors: torch.Tensor) -> None:
-    """One block of kernel `k`, whose arguments are the tensors' addresses and which may touch nothing else."""
+    """Run one block of kernel `k`, whose arguments are the tensors' addresses. It may touch nothing else."""
     if not shutil.which("gcc"):
         pytest.skip("needs gcc")
     module, path = Module(text), folder / f"{abs(hash(text))}.so"
@@ -44,11 +44,9 @@ def run_kernel(text: str, folder: Path, threads: int, *tensors: torch.Tensor) ->
 
 def results(instruction: str, inputs: Sequence[str], out: str, rows: Rows, folder: Path) -> list[int]:
     """The bits of %d, of type `out`, for each row of %a, %b, %c, of types `inputs`."""
-    registers = " ".join(f".reg .{kind} %{name};" for name, kind in zip("abc", inputs, strict=False))
-    loads = " ".join(
-        f"ld.global.{kind} %{name}, [%rd1+{8 * i}];"
-        for i, (name, kind) in enumerate(zip("abc", inputs, strict=False))
-    )
+    named = list(zip(("%a", "%b", "%c"), inputs, strict=False))
+    registers = " ".join(f".reg .{kind} {name};" for name, kind in named)
+    loads = " ".join(f"ld.global.{kind} {name}, [%rd1+{8 * i}];" for i, (name, kind) in enumerate(named))
     text = _KERNEL.format(registers=registers, loads=loads, instruction=instruction, out=out)
     padded = [[signed(value, 64) for value in (*row, 0, 0)[:3]] for row in rows]
     x = torch.tensor(padded, dtype=torch.int64)

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-# Versions of torch and Triton that the simulated GPU was tried with: to add a pair, run the tests and add a line.
+# Versions of torch and Triton that this was tried with. To add a pair, add a line and run the tests.
 KNOWN = {
     ("2.14", "3.8"),
 }
@@ -88,7 +88,8 @@ def _locked(path: Path) -> Iterator[None]:
 def build() -> Path:
     """The folder of the libraries, made by whichever process comes first."""
     cache = _cache()
-    key = f"torch{version('torch')}-triton{version('triton')}-{_hash(Path(__file__), *sorted((_HERE / 'driver').iterdir()))}"
+    sources = _hash(Path(__file__), *sorted((_HERE / "driver").iterdir()))
+    key = f"torch{version('torch')}-triton{version('triton')}-{sources}"
     folder, made = cache / key, cache / f"{key}.unfinished"
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache / f"{key}.lock"):
@@ -133,30 +134,25 @@ def _build_into(folder: Path) -> None:
     defined = _run("nm", "--defined-only", "--format=posix", *runtime)
     named = folder / "named_runtime.c"
     named.write_text(
-        "extern void sim_missing(const char*);\n"
-        + "".join(
-            f'__attribute__((visibility("default"))) int {name}(void) {{ sim_missing("{name}"); return 801; }}\n'
-            for name in functions
-            if not re.search(rf"^{name} ", defined, re.MULTILINE)
+        "\n".join(
+            ["extern void sim_missing(const char*);"]
+            + [
+                f'__attribute__((visibility("default"))) int {name}(void)'
+                f' {{ sim_missing("{name}"); return 801; /* cudaErrorNotSupported */ }}'
+                for name in functions
+                if not re.search(rf"^{name} ", defined, re.MULTILINE)
+            ]
         )
     )
     exported = folder / "runtime.map"  # PyTorch's libraries ask for symbols of this version
     exported.write_text(f"{file} {{ global: cuda*; __cuda*; local: *; }};\n")
-    _run(
-        *(
-            "g++",
-            "-shared",
-            *runtime,
-            compiled(named),
-            f"-Wl,-soname,{file}",
-            f"-Wl,--version-script={exported}",
-        ),
-        *("-o", folder / file, libcuda, "-Wl,-rpath,$ORIGIN"),
-    )
+    linked = [*runtime, compiled(named), libcuda, "-Wl,-rpath,$ORIGIN"]
+    versioned = [f"-Wl,-soname,{file}", f"-Wl,--version-script={exported}"]
+    _run("g++", "-shared", *linked, *versioned, "-o", folder / file)
 
 
 def environment() -> dict[str, str]:
-    """For a process whose GPUs are simulated. Settings that this one has go along: SIMULATOR_MULTIPROCESSORS=132."""
+    """For a process whose GPUs are simulated. It inherits settings, such as SIMULATOR_MULTIPROCESSORS=132."""
     folder = build()
     cuda, runtime = folder / "libcuda.so.1", next(folder.glob("libcudart.so.*"))
     kernels = _cache() / f"kernels-{_hash(*sorted((_HERE / 'ptx').glob('*.*')))}"

@@ -1,4 +1,4 @@
-"""pytest -p tests.simulator.plugin: the simulated GPUs are there before any test, and a violation fails its test.
+"""pytest -p tests.simulator.plugin: simulated GPUs are there before any test, and a violation fails its test.
 
 Only tests that run on a GPU are kept: those that ask for the fixture `cuda` or `device`, or have "cuda" for a
 parameter, and those in gpu_tests.

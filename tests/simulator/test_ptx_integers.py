@@ -49,23 +49,26 @@ def remainder(bits):
 @pytest.mark.parametrize("bits", [32, 64])
 def test_of_both_widths(bits, tmp_path):
     word = f"b{bits}"
+    one, two = words(bits, 1), words(bits, 2)
     less = lambda x, y: int(signed(x, bits) < signed(y, bits))  # noqa: E731
+    either = lambda x, y: 7 if x > y else 9  # noqa: E731
+    least = lambda x, y: min(x, y, key=lambda value: signed(value, bits))  # noqa: E731
     for instruction, inputs, out, rows, expected in (
-        ("mul.hi.u{} %d, %a, %b;", [word, word], word, words(bits, 2), high(bits, False)),
-        ("mul.hi.s{} %d, %a, %b;", [word, word], word, words(bits, 2), high(bits, True)),
+        ("mul.hi.u{} %d, %a, %b;", [word, word], word, two, high(bits, False)),
+        ("mul.hi.s{} %d, %a, %b;", [word, word], word, two, high(bits, True)),
         ("mad.lo.s{} %d, %a, %b, %c;", [word] * 3, word, words(bits, 3), lambda x, y, z: x * y + z),
-        ("sub.s{} %d, %a, %b;", [word, word], word, words(bits, 2), lambda x, y: x - y),
+        ("sub.s{} %d, %a, %b;", [word, word], word, two, lambda x, y: x - y),
         ("bfe.u{} %d, %a, %b, %c;", [word, "b32", "b32"], word, fields(bits), field(bits, False)),
         ("bfe.s{} %d, %a, %b, %c;", [word, "b32", "b32"], word, fields(bits), field(bits, True)),
         ("shr.s{} %d, %a, %b;", [word, "b32"], word, shifts(bits), lambda x, n: signed(x, bits) >> n),
         ("shr.u{} %d, %a, %b;", [word, "b32"], word, shifts(bits), lambda x, n: x >> n),
         ("shl.b{} %d, %a, %b;", [word, "b32"], word, shifts(bits), lambda x, n: x << n),
-        ("min.s{} %d, %a, %b;", [word, word], word, words(bits, 2), lambda x, y: min(x, y, key=lambda v: signed(v, bits))),
-        ("max.u{} %d, %a, %b;", [word, word], word, words(bits, 2), max),
-        ("neg.s{} %d, %a;", [word], word, words(bits, 1), lambda x: -x),
-        ("abs.s{} %d, %a;", [word], word, words(bits, 1), lambda x: abs(signed(x, bits))),
-        ("setp.lt.s{} %p1, %a, %b; @%p1 mov.b32 %d, 1;", [word, word], "b32", words(bits, 2), less),
-        ("setp.hi.u{} %p1, %a, %b; selp.b32 %d, 7, 9, %p1;", [word, word], "b32", words(bits, 2), lambda x, y: 7 if x > y else 9),
+        ("min.s{} %d, %a, %b;", [word, word], word, two, least),
+        ("max.u{} %d, %a, %b;", [word, word], word, two, max),
+        ("neg.s{} %d, %a;", [word], word, one, lambda x: -x),
+        ("abs.s{} %d, %a;", [word], word, one, lambda x: abs(signed(x, bits))),
+        ("setp.lt.s{} %p1, %a, %b; @%p1 mov.b32 %d, 1;", [word, word], "b32", two, less),
+        ("setp.hi.u{} %p1, %a, %b; selp.b32 %d, 7, 9, %p1;", [word] * 2, "b32", two, either),
     ):  # fmt: skip
         check(instruction.format(bits), inputs, out, rows, expected, tmp_path)
     divisible = [row for row in words(bits, 2) if row[1] not in (0, 2**bits - 1)]
@@ -95,9 +98,11 @@ def permuted(a, b, selector):
 def test_of_words(tmp_path):
     word = "b32"
     funnels = [(R.getrandbits(32), R.getrandbits(32), R.randrange(80)) for _ in range(300)]
+    product = lambda x, y: signed(x, 32) * signed(y, 32)  # noqa: E731
+    inserted = lambda a, b: b & ~0xFF00 | (a & 255) << 8  # noqa: E731
     wide = [(R.getrandbits(32), R.getrandbits(32), R.getrandbits(64)) for _ in range(300)]
     for instruction, inputs, out, rows, expected in (
-        ("mul.wide.s32 %d, %a, %b;", [word, word], "b64", words(32, 2), lambda x, y: signed(x, 32) * signed(y, 32)),
+        ("mul.wide.s32 %d, %a, %b;", [word, word], "b64", words(32, 2), product),
         ("mad.wide.u32 %d, %a, %b, %c;", [word, word, "b64"], "b64", wide, lambda x, y, z: x * y + z),
         ("shf.l.wrap.b32 %d, %a, %b, %c;", [word] * 3, word, funnels, funnel(left=True, wrap=True)),
         ("shf.r.wrap.b32 %d, %a, %b, %c;", [word] * 3, word, funnels, funnel(left=False, wrap=True)),
@@ -105,7 +110,7 @@ def test_of_words(tmp_path):
         ("lop3.b32 %d, %a, %b, %c, 0x6A;", [word] * 3, word, words(32, 3), lambda a, b, c: a & b ^ c),
         ("lop3.b32 %d, %a, %b, %c, 0xCA;", [word] * 3, word, words(32, 3), lambda a, b, c: a & b | ~a & c),
         ("prmt.b32 %d, %a, %b, %c;", [word] * 3, word, words(32, 3), permuted),
-        ("bfi.b32 %d, %a, %b, 8, 8;", [word, word], word, words(32, 2), lambda a, b: b & ~0xFF00 | (a & 255) << 8),
+        ("bfi.b32 %d, %a, %b, 8, 8;", [word, word], word, words(32, 2), inserted),
         ("brev.b32 %d, %a;", [word], word, words(32, 1), lambda a: int(f"{a:032b}"[::-1], 2)),
         ("popc.b32 %d, %a;", [word], word, words(32, 1), lambda a: f"{a:b}".count("1")),
         ("clz.b32 %d, %a;", [word], word, words(32, 1), lambda a: 32 - a.bit_length()),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.simulator.instruction import run_kernel
-from tests.simulator.ptx import Module, Unsupported
+from tests.simulator.ptx import Module, UnsupportedError
 
 # Reverses each warp and XORs the next lane's value, reverses the block through shared memory, adds lane 31's.
 EXCHANGE = """.visible .entry k(.param .u64 p0) {
@@ -51,7 +51,7 @@ LOAD = """.visible .entry k(.param .u64 p0) {{ .reg .b64 %rd<3>; .reg .b32 %r<3>
 def test_a_wrong_access_is_an_error(offset, tmp_path):
     x = torch.zeros(128, dtype=torch.int32)
     run_kernel(LOAD.format(offset=508), tmp_path, 1, x)
-    with pytest.raises(RuntimeError, match="4 bytes read at 0x.*, outside of its ranges or misaligned"):
+    with pytest.raises(RuntimeError, match=r"4 bytes read at 0x\w+, outside of its ranges"):
         run_kernel(LOAD.format(offset=offset), tmp_path, 1, x)
 
 
@@ -60,5 +60,5 @@ def test_a_wrong_access_is_an_error(offset, tmp_path):
 )
 def test_what_isnt_covered_is_an_error_that_names_it(instruction):
     text = f".visible .entry k(.param .u64 p0) {{ .reg .b32 %r<3>; {instruction}; ret; }}"
-    with pytest.raises(Unsupported, match=instruction.split()[0]):
+    with pytest.raises(UnsupportedError, match=instruction.split()[0]):
         Module(text)

@@ -2,9 +2,9 @@
 
     library = Module(text).build(folder)
 
-What isn't covered raises `Unsupported`, by its name. Not modelled: the order of memory accesses, races, warps
-without convergence, textures. `arithmetic` says which instructions aren't bit-exact.
+What isn't covered raises `UnsupportedError`, by its name. Not modelled: the order of memory accesses, races,
+warps without convergence, textures. `arithmetic` says which instructions aren't bit-exact.
 """
 
-from .kinds import Unsupported as Unsupported
+from .kinds import UnsupportedError as UnsupportedError
 from .module import Module as Module

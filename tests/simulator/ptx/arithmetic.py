@@ -7,7 +7,7 @@ library's here. fma of bf16 rounds twice, first to float64.
 import functools
 
 from .kernel import Kernel
-from .kinds import FLOATS, Unsupported, bits_of, check_modifiers
+from .kinds import FLOATS, UnsupportedError, bits_of, check_modifiers
 
 # Floats
 
@@ -45,7 +45,7 @@ def of_floats(kernel: Kernel, modifiers: list[str], operands: list[str], express
 
 def approximation(kernel: Kernel, modifiers: list[str], operands: list[str], *, expression: str) -> str:
     if not is_float(modifiers[-1]):
-        raise Unsupported(modifiers[-1])
+        raise UnsupportedError(modifiers[-1])
     return of_floats(kernel, modifiers, operands, expression)
 
 
@@ -167,7 +167,7 @@ def set_predicate(kernel: Kernel, modifiers: list[str], operands: list[str]) -> 
     first, _, second = (part.strip() for part in to.partition("|"))
     if kind.endswith("x2"):  # a predicate for each half, the low one first
         if joined:
-            raise Unsupported("a pair of comparisons, joined with a third")
+            raise UnsupportedError("a pair of comparisons, joined with a third")
         puts = (
             kernel.put(name, "pred", _compared(compare, True, *halves(kernel, kind[:-2], [a, b], shift)))
             for name, shift in ((first, 0), (second, 16))

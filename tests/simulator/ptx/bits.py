@@ -3,7 +3,7 @@
 import functools
 
 from .kernel import Kernel
-from .kinds import Unsupported, bits_of
+from .kinds import UnsupportedError, bits_of
 
 
 def logic(kernel: Kernel, modifiers: list[str], operands: list[str], *, expression: str) -> str:
@@ -40,7 +40,7 @@ def funnel_shift(kernel: Kernel, modifiers: list[str], operands: list[str]) -> s
 
 def of_words(kernel: Kernel, modifiers: list[str], operands: list[str], *, function: str) -> str:
     if modifiers != ["b32"]:
-        raise Unsupported(".".join(modifiers))
+        raise UnsupportedError(".".join(modifiers))
     values = ", ".join(kernel.get(operand, "u32") for operand in operands[1:])
     return kernel.put(operands[0], "u32", f"{function}({values})")
 

@@ -5,7 +5,7 @@ overwrites what a slower one still has to read. Warps without convergence aren't
 """
 
 from .kernel import Kernel, c_name, elements
-from .kinds import Unsupported
+from .kinds import UnsupportedError
 
 _READ = "exchange[(*turn - 1) & 1]"
 
@@ -24,7 +24,7 @@ def leave(kernel: Kernel, modifiers: list[str], operands: list[str]) -> str:
 
 def barrier(kernel: Kernel, modifiers: list[str], operands: list[str]) -> str:
     if modifiers[0] not in ("sync", "warp"):
-        raise Unsupported(".".join(modifiers))
+        raise UnsupportedError(".".join(modifiers))
     return kernel.barrier()
 
 
@@ -74,7 +74,7 @@ def warp_reduce(kernel: Kernel, modifiers: list[str], operands: list[str]) -> st
 def _matrix(kernel: Kernel, modifiers: list[str], address: str) -> tuple[str, str]:
     """8x8 matrices of 16 bits in shared memory: lane 8 k + r shows the address of matrix k's row r."""
     if modifiers[:3] != ["sync", "aligned", "m8n8"] or "trans" in modifiers or modifiers[-1] != "b16":
-        raise Unsupported(".".join(modifiers))
+        raise UnsupportedError(".".join(modifiers))
     row = f"{_READ}[warp * 32 + 8 * {{}} + t->laneid / 4]"
     return _show(kernel, kernel.address(address)), f"smem_ + {row} + t->laneid % 4 * 4"
 

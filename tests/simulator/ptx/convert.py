@@ -1,7 +1,7 @@
 """cvt."""
 
 from .kernel import Kernel
-from .kinds import FLOATS, HALVES, Unsupported, bits_of, check_modifiers
+from .kinds import FLOATS, HALVES, UnsupportedError, bits_of, check_modifiers
 
 _TO_INTEGERS = {"rni": "rint", "rzi": "trunc", "rmi": "floor", "rpi": "ceil"}
 
@@ -20,34 +20,34 @@ def convert(kernel: Kernel, modifiers: list[str], operands: list[str]) -> str:
     if to in FLOATS and source in FLOATS:
         narrows = bits_of(to) < bits_of(source) and not rounding
         if narrows and "rn" not in modifiers:
-            raise Unsupported("a rounding other than rn")
+            raise UnsupportedError("a rounding other than rn")
         value = f"sat({value})" if "sat" in modifiers else value
         value = f"ftz({value})" if "ftz" in modifiers and to == "f32" else value
     elif to in FLOATS:
         value = _from_integer(modifiers, to, source, value)
     elif source in FLOATS:
         if not rounding:
-            raise Unsupported("no rounding to an integer")
+            raise UnsupportedError("no rounding to an integer")
         wide = int(source == "f64" or bits_of(to) == 64)
         value = f"float_to_{to[0]}({value}, {bits_of(to)}, {wide})"
     elif "sat" in modifiers:
-        raise Unsupported("sat between integers")
+        raise UnsupportedError("sat between integers")
     return kernel.put(operands[0], to, value)
 
 
 def _to_pair(kernel: Kernel, modifiers: list[str], to: str, source: str, operands: list[str]) -> str:
     """cvt.rn.bf16x2.f32 d, high, low."""
     if modifiers != ["rn"] or source != "f32":
-        raise Unsupported(".".join([*modifiers, to, source]))
+        raise UnsupportedError(".".join([*modifiers, to, source]))
     high, low = (f"(uint32_t)to_{to[:-2]}({kernel.get(operand, source)})" for operand in operands[1:])
     return kernel.put(operands[0], "u32", f"{high} << 16 | {low}")
 
 
 def _from_integer(modifiers: list[str], to: str, source: str, value: str) -> str:
     if "rn" not in modifiers:
-        raise Unsupported("a rounding other than rn")
+        raise UnsupportedError("a rounding other than rn")
     if to in HALVES and bits_of(source) > 32:
-        raise Unsupported("a half from 64 bits: would be rounded twice")
+        raise UnsupportedError("a half from 64 bits: would be rounded twice")
     return f"({'float' if to == 'f32' else 'double'}){value}"
 
 

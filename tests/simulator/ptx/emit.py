@@ -57,7 +57,10 @@ def _resumable(kernel: Kernel) -> str:
     defined = "".join(f"#define {variable} (s->{variable})\n" for variable in names)
     undefined = "".join(f"#undef {variable}\n" for variable in names)
     jumps = "".join(f" case {i}: goto W{i};" for i in range(1, kernel.waits + 1))
-    call = f"if (over[i]) continue;\n      if ({name}(P, &t, &states_{name}[i], i / 32, exchange)) running++; else over[i] = 1;"
+    call = (
+        f"if (over[i]) continue;\n      over[i] = !{name}(P, &t, &states_{name}[i], i / 32, exchange);\n"
+        "      running += !over[i];"
+    )
     block = f"""
     static uint64_t exchange[2][1024];
     uint8_t over[1024] = {{0}};

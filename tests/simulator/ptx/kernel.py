@@ -1,13 +1,13 @@
 """One kernel: its parameters and registers, its operands as C expressions, its statements as C statements.
 
-Registers are raw bits in unsigned C variables of their width. An instruction casts them to its type, as in PTX
-itself. Addresses are the host's.
+Registers are raw bits in unsigned C variables of their width. An instruction casts them to its type, as in
+PTX itself. Addresses are the host's.
 """
 
 import re
 from collections.abc import Callable, Iterator
 
-from .kinds import FLOATS, Unsupported, as_integer, bits_of
+from .kinds import FLOATS, UnsupportedError, as_integer, bits_of
 
 _PARAMETER = re.compile(
     r"\.param\s+(?:\.align\s+(?P<align>\d+)\s+)?\.(?P<kind>\w+)\s+"
@@ -70,7 +70,7 @@ class Kernel:
     def _parameter(self, declaration: str) -> None:
         match = _PARAMETER.search(declaration)
         if not match:
-            raise Unsupported(f"parameter {declaration.strip()}")
+            raise UnsupportedError(f"parameter {declaration.strip()}")
         item = bits_of(match["kind"]) // 8
         size, align = item * int(match["count"] or 1), int(match["align"] or item)
         offset = -(-self.size // align) * align
@@ -84,7 +84,7 @@ class Kernel:
         """The C variable of a register."""
         kind = self._declared.get(name) or self._declared.get(re.sub(r"\d+$", "<", name))
         if kind is None:
-            raise Unsupported(f"register {name}")
+            raise UnsupportedError(f"register {name}")
         self.registers[name] = kind
         return "R" + c_name(name)
 
@@ -105,7 +105,7 @@ class Kernel:
             return str(int(operand == "true"))
         if operand in self._addresses:
             return self._addresses[operand]
-        raise Unsupported(f"operand {operand}")
+        raise UnsupportedError(f"operand {operand}")
 
     def get(self, operand: str, kind: str) -> str:
         """The value of an operand as a C expression of the type; of a half as a float."""
@@ -134,7 +134,7 @@ class Kernel:
     def address(self, operand: str) -> str:
         match = re.fullmatch(r"\[\s*([%$\w.]+)\s*(?:\+\s*(-?\w+))?\s*\]", operand.strip())
         if not match:
-            raise Unsupported(f"address {operand}")
+            raise UnsupportedError(f"address {operand}")
         return f"({self.raw(match[1])} + {match[2] or 0})"
 
     # Statements
@@ -144,7 +144,7 @@ class Kernel:
         while text[at:].strip():
             match = _STATEMENT.match(text, at)
             if not match:
-                raise Unsupported(text[at : at + 80].strip())
+                raise UnsupportedError(text[at : at + 80].strip())
             at = match.end()
             brace, label, statement = match.groups()
             if brace:
@@ -188,10 +188,10 @@ class Kernel:
         operands = [part.strip() for part in _OPERAND.findall(rest)]
         try:
             if base not in self._instructions:
-                raise Unsupported(opcode)
+                raise UnsupportedError(opcode)
             return self._instructions[base](self, modifiers, operands)
-        except (Unsupported, KeyError, IndexError, ValueError) as error:
-            raise Unsupported(f"{self.name}: {text} ({error})") from error
+        except (UnsupportedError, KeyError, IndexError, ValueError) as error:
+            raise UnsupportedError(f"{self.name}: {text} ({error})") from error
 
     def wait(self) -> str:
         """Where the threads of a block wait for each other: the function returns, and is resumed here."""

@@ -6,7 +6,7 @@ HALVES = ("f16", "bf16")
 FLOATS = ("f32", "f64", *HALVES)
 
 
-class Unsupported(ValueError):
+class UnsupportedError(ValueError):
     """An instruction, or a form of one, that isn't covered; the message is its text."""
 
 
@@ -15,18 +15,18 @@ def bits_of(kind: str) -> int:
         return 8
     match = re.fullmatch(r"(?:bf|[busf])(\d+)(x2)?", kind)
     if not match:
-        raise Unsupported(f"type {kind}")
+        raise UnsupportedError(f"type {kind}")
     return int(match[1]) * (2 if match[2] else 1)
 
 
 def as_integer(kind: str, value: str) -> str:
     """A C expression, cast to the integer type."""
     if kind in FLOATS or kind.endswith("x2"):
-        raise Unsupported(f"{kind} as an integer")
+        raise UnsupportedError(f"{kind} as an integer")
     return f"(({'' if kind[0] == 's' else 'u'}int{bits_of(kind)}_t)({value}))"
 
 
 def check_modifiers(modifiers: list[str], *allowed: str) -> None:
     others = set(modifiers) - set(allowed)
     if others:
-        raise Unsupported("." + ".".join(sorted(others)))
+        raise UnsupportedError("." + ".".join(sorted(others)))

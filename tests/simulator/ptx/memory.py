@@ -3,7 +3,7 @@
 import re
 
 from .kernel import Kernel, elements
-from .kinds import Unsupported, as_integer, bits_of
+from .kinds import UnsupportedError, as_integer, bits_of
 
 _SPACES = ("global", "param", "local", "shared", "const")
 _VECTORS = ("v2", "v4", "v8")
@@ -63,7 +63,7 @@ class _Access:
             elif modifier in _VECTORS:
                 self.count = int(modifier[1:])
             elif modifier not in _IGNORED and not re.match(r"L[12]::", modifier):
-                raise Unsupported(modifier)
+                raise UnsupportedError(modifier)
         self.bytes = bits_of(self.kind) // 8 * self.count
         place = kernel.address(address)
         if space in ("global", "generic"):

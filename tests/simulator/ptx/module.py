@@ -14,7 +14,8 @@ from .kernel import Kernel
 
 _PRELUDE = (Path(__file__).parent / "prelude.c").read_text()
 # Without optimisation: to compile a kernel costs more than to run it on the tests' sizes.
-_COMPILER = "gcc -O0 -std=gnu11 -shared -fPIC -ffp-contract=off -fwrapv -fno-strict-aliasing -w".split()
+_COMPILER = ["gcc", "-O0", "-std=gnu11", "-shared", "-fPIC", "-w"]
+_C_AS_PTX = ["-ffp-contract=off", "-fwrapv", "-fno-strict-aliasing"]
 # Each is a function of the kernel, the modifiers and the operands, by the instruction's base name.
 _INSTRUCTIONS = {
     **arithmetic.INSTRUCTIONS,
@@ -63,7 +64,7 @@ class Module:
         source.write_text(self.c_text())
         native = ["-mfma", "-mf16c"] if " fma " in Path("/proc/cpuinfo").read_text() else []
         try:
-            subprocess.run([*_COMPILER, *native, "-o", made, source, "-lm"], check=True)
+            subprocess.run([*_COMPILER, *_C_AS_PTX, *native, "-o", made, source, "-lm"], check=True)
             made.rename(path)
         finally:
             source.unlink()
