@@ -19,6 +19,13 @@ ON_SMALL_GPUS = {
 }
 
 
+# An H100's multiprocessors: tensors of a million elements go round the loop, of one activation.
+ON_A_LARGE_GPU = {
+    "values": ["tests/test_cuda.py", "-k", "bit_for_bit and relu and not leaky"],
+    "masks": ["tests/simulator/gpu_tests/test_dropout_masks.py", "-k", "sizes or replay"],
+}
+
+
 @pytest.fixture(scope="session")
 def simulated() -> dict[str, str]:
     if reason := unavailable():
@@ -42,3 +49,8 @@ def run(simulated: dict[str, str], multiprocessors: str, *arguments: str) -> Non
 @pytest.mark.parametrize("group", ON_SMALL_GPUS)
 def test_on_small_gpus(group, simulated):
     run(simulated, "4,6", *ON_SMALL_GPUS[group])
+
+
+@pytest.mark.parametrize("group", ON_A_LARGE_GPU)
+def test_on_a_large_gpu(group, simulated):
+    run(simulated, "132", *ON_A_LARGE_GPU[group])

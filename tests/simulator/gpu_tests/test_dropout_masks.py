@@ -1,4 +1,4 @@
-"""Two restatements of PyTorch's dropout agree: the simulated driver's, thread by thread, and fusedact's oracle."""
+"""Two restatements of PyTorch's dropout agree: the driver's, thread by thread, and fusedact's oracle."""
 
 import pytest
 import torch

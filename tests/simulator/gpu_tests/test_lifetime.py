@@ -31,14 +31,14 @@ def test_triton_forgets_a_kernel_that_is_launched_again(activation):
 @with_parameter
 def test_a_scalars_compiled_type_doesnt_depend_on_its_value(activation, nothing_loaded):
     """0 and 1 are values that Triton makes constants of."""
-    x = torch.full((8,), -1.0, device="cuda", dtype=torch.float64, requires_grad=True)
+    x = torch.full((64,), -1.0, device="cuda", dtype=torch.float64, requires_grad=True)
     for value in (0.0, 1.0, 0.3, 0.0, 2**-40):
         y = function(activation)(x, 0.5, value)
         (dx,) = torch.autograd.grad(y.sum(), x)
         truth = activation.module(value)(x)
         (slope,) = torch.autograd.grad(truth.sum(), x)
         kept = y != 0
-        assert kept.any() or value == 0
+        assert 0.1 < kept.double().mean() < 0.9 or value == 0
         torch.testing.assert_close(y[kept], 2 * truth[kept])
         torch.testing.assert_close(dx[kept], 2 * slope[kept])
 
