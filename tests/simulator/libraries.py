@@ -166,6 +166,7 @@ def environment() -> dict[str, str]:
     return {
         **kept,
         "LD_PRELOAD": f"{cuda} {runtime}",
+        "OMP_NUM_THREADS": "1",  # pytest-xdist runs as many processes as there are cores
         "PYTHONPATH": os.pathsep.join(path),
         "SIMULATOR_KERNELS": str(kernels),
         "TRITON_CACHE_DIR": str(_cache() / "triton"),
