@@ -196,6 +196,35 @@ def assert_equals_eager(activation: Activation, value: Tensor, expected: Tensor,
     assert (close | (value == expected)).all()
 
 
+def both(call, x, dy, seed=7):
+    """Result, gradient, and where the generator is afterwards."""
+    torch.manual_seed(seed)
+    x = x.detach().requires_grad_()
+    y = call(x)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    return y.detach(), dx, torch.cuda.default_generators[x.device.index].get_offset()
+
+
+def of_roundings(dtype):
+    """How far two results may be apart that compute exp in float32 each, and round to a half twice."""
+    half = dtype in (torch.float16, torch.bfloat16)
+    return {"rtol": 4 * torch.finfo(dtype).eps, "atol": 1e-5} if half else {}
+
+
+def assert_same(activation, x, p, dy=None):
+    dy = torch.randn_like(x) if dy is None else dy
+    expected = both(eager_modules(activation, p), x, dy)
+    result = both(lambda x: apply(activation, x, p), x, dy)
+    assert result[2] == expected[2]
+    assert result[0].stride() == expected[0].stride()
+    if not activation.exact:
+        assert torch.equal(result[0] == 0, expected[0] == 0)
+        torch.testing.assert_close(result[:2], expected[:2], **of_roundings(x.dtype))
+    else:
+        assert torch.equal(result[0], expected[0])
+        assert torch.equal(result[1], expected[1])
+
+
 def environment(*path: Path) -> dict[str, str]:
     """For a process of its own, in which Triton compiles: this one may have its interpreter."""
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -90,6 +90,24 @@ def cold():
     dispatch.configured.cache_clear()
 
 
+@pytest.fixture
+def kernels_of(cuda, pytestconfig):
+    """A function that lists the kernels that a call runs: by the profiler, or the simulated GPU's log."""
+    if pytestconfig.pluginmanager.hasplugin("tests.simulator.plugin"):
+        from tests.simulator import gpu
+
+        return gpu.kernels_of
+
+    def profiled(call):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            call()
+            torch.cuda.synchronize()
+        ran = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        return [name for name in ran if "kernel" in name]
+
+    return profiled
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)

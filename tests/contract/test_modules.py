@@ -32,6 +32,7 @@ def test_every_row_has_a_module_and_a_function_that_are_exported():
     assert fusedact.FusedLeakyReLUDropout is FusedLeakyDropout
 
 
+EMPTY = inspect.Parameter.empty
 LAYOUTS = {
     "contiguous": lambda x: x,
     "transposed": lambda x: x.transpose(0, 2),
@@ -98,11 +99,11 @@ def test_signature(activation):
     """PyTorch's own order; the activation's parameters by keyword alone, with PyTorch's names and defaults."""
     found = public(activation)
     own = list(found.arguments)
-    for callable, first in (
+    for made, first in (
         (found.module, {"p": 0.5, "inplace": False}),
-        (found.function, {"input": inspect.Parameter.empty, "p": 0.5, "training": True, "inplace": False}),
+        (found.function, {"input": EMPTY, "p": 0.5, "training": True, "inplace": False}),
     ):
-        signature = inspect.signature(callable).parameters
+        signature = inspect.signature(made).parameters
         assert list(signature) == [*first, *own, "rng"]
         assert {name: signature[name].default for name in first} == first
         assert all(signature[name].kind is inspect.Parameter.KEYWORD_ONLY for name in (*own, "rng"))

@@ -1,4 +1,4 @@
-"""Every activation's kernels against its PyTorch function, by the check that users get for rows of their own."""
+"""Every activation's kernels against its PyTorch function, by the check for rows of one's own."""
 
 import dataclasses
 

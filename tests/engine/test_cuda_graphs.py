@@ -5,7 +5,7 @@ import gc
 
 import pytest
 import torch
-from cases import apply, eager_modules, fused_module, representatives, rngs, values
+from cases import apply, assert_same, eager_modules, fused_module, representatives, rngs, values
 
 from fusedact import ActivityMonitor, autograd, dispatch
 from fusedact.activations import Saves

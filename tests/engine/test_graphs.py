@@ -15,6 +15,7 @@ from cases import (
     PROCESSORS,
     SEED,
     assert_equals_eager,
+    configured,
     eager_modules,
     fused_module,
     public,
@@ -143,7 +144,7 @@ def test_who_is_given_the_operators(activation, path):
         assert traced(function, x) == []
     assert traced(module, x.as_subclass(type("Subclass", (torch.Tensor,), {}))) == []
     if activation.parameters:
-        huge = {name: 1e39 for name in activation.names}  # more than float32 can hold
+        huge = dict.fromkeys(activation.names, 1e39)  # more than float32 can hold
         assert traced(public(activation).module(0.5, **huge), x) == []
 
 

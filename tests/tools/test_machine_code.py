@@ -3,17 +3,14 @@
 Kernels compile in processes of their own: the other tests may have chosen Triton's interpreter.
 """
 
-import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from cases import ENGINE, EVERY, ROOT, environment
+from cases import ROOT, environment
 
-from benchmarks.machine_code import __main__ as command
-from benchmarks.machine_code import kernels, peers, tables
-from benchmarks.machine_code.row import Row, load, save
+from benchmarks.machine_code.row import Row, load
 
 RESULTS = ROOT / "benchmarks" / "results" / "machine-code"
 

@@ -1,0 +1,52 @@
+"""Every compiled kernel of every activation runs from its PTX: masks are the oracle's, values the truth's."""
+
+import pytest
+import torch
+from cases import DTYPES, activations, apply, rngs, values
+
+from fusedact import masks
+from tests.simulator import gpu
+
+# Of these sizes, 8, 4, 2 or 1 consecutive elements are processed together: for each a kernel of its own.
+SIZES = (8 * 1021, 4 * 1021, 2 * 1021, 1021)
+P = 0.25  # its scale is exact for both mappings
+
+
+def oracle(x, rng, seed, offset):
+    if rng == "fast":
+        return masks.fast_mask(x.numel(), P, seed, offset)
+    properties = torch.cuda.get_device_properties(x.device)
+    processors = properties.multi_processor_count, properties.max_threads_per_multi_processor
+    return masks.eager_mask(x.numel(), P, x.dtype, seed, offset, *processors)
+
+
+@activations
+@rngs
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_masks_and_values(activation, rng, dtype, cuda):
+    for n in SIZES:
+        check(activation, rng, *torch.randn(2, n, device=cuda).mul_(2).to(dtype))
+    x, dy = torch.randn(2, SIZES[0] + 1, device=cuda).mul_(2).to(dtype)
+    check(activation, rng, x[1:], dy[:-1])
+    check(activation, rng, x[:-1], dy[1:])
+    check(activation, rng, x[:-1], dy[:-1], inplace=True)
+
+
+def check(activation, rng, x, dy, inplace=False):
+    x = x.detach().requires_grad_()
+    given = x * 1.0 if inplace else x
+    generator = torch.cuda.default_generators[0]
+    generator.manual_seed(2**40 + x.numel())
+    gpu.clear()
+    y = apply(activation, given, P, inplace=inplace, rng=rng)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    assert len(gpu.events("launch")) == 2
+    keep = oracle(x, rng, generator.initial_seed(), 0).to(x.device)
+    wide = x.detach().double().requires_grad_()
+    value = activation.function(wide, *values(activation))
+    (slope,) = torch.autograd.grad(value, wide, dy.double())
+    info = torch.finfo(x.dtype)
+    # In place, the gradient is computed of the rounded output, in which digits cancel.
+    rtol, atol = 4 * info.eps, 16 * info.eps if inplace else 8 * info.smallest_normal
+    torch.testing.assert_close(y.double(), value.detach() * keep / (1 - P), rtol=rtol, atol=atol)
+    torch.testing.assert_close(dx.double(), slope * keep / (1 - P), rtol=rtol, atol=atol)

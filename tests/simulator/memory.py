@@ -1,0 +1,68 @@
+"""CPU tensors over a simulated GPU's memory, work in the turn of a stream, numbers of a GPU's generator."""
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import gpu
+
+_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_captured = []  # callbacks of graphs, which may be replayed as long as the process lives
+
+
+def alias(value: Any) -> Any:
+    """A CPU tensor over a CUDA tensor's memory, which it doesn't own. Anything else as it is."""
+    if not isinstance(value, Tensor) or not value.is_cuda:
+        return value
+    if value.numel() == 0:
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
+    extent = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True)) + 1
+    buffer = (ctypes.c_uint8 * (extent * value.itemsize)).from_address(value.data_ptr())
+    storage = torch.frombuffer(buffer, dtype=torch.uint8).untyped_storage()
+    result = torch.empty(0, dtype=value.dtype).set_(storage, 0, value.shape, value.stride())
+    return torch._neg_view(result) if value.is_neg() else result
+
+
+def upload(value: Any, device: torch.device) -> Any:
+    """A CUDA tensor with a CPU tensor's values and strides. Anything else as it is."""
+    if not isinstance(value, Tensor):
+        return value
+    result = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
+    alias(result).copy_(value)
+    return result
+
+
+def in_turn(name: str, device: torch.device, work: Callable[[], None]) -> None:
+    """Run `work` in its turn on the device's current stream; at every replay, if that captures."""
+    with torch.cuda.device(device), torch.no_grad():
+        stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
+        if torch.cuda.is_current_stream_capturing():
+
+            def replay(_: None) -> None:
+                try:
+                    with torch.no_grad():
+                        work()
+                except BaseException as error:  # nothing passes through the driver
+                    gpu.library.sim_violation(f"{name} in a replay: {error!r}".encode())
+
+            _captured.append(_CALLBACK(replay))
+            code = gpu.library.cuLaunchHostFunc(stream, _captured[-1], None)
+        else:
+            code = gpu.library.sim_operator(stream, name.encode())
+            work()
+        assert code == 0, f"{name}: CUDA error {code}"
+
+
+def reserve_numbers(generator: torch.Generator, increment: int) -> Callable[[], tuple[int, int]]:
+    """Advance the generator. Returns a function that gives seed and offset, at a replay that replay's."""
+    if torch.cuda.is_current_stream_capturing():
+        seed, offset, within = generator.philox_state(increment)
+        seed, offset = alias(seed), alias(offset)
+        return lambda: (int(seed) % 2**64, int(offset) + int(within))
+    offset = generator.get_offset()
+    generator.set_offset(offset + increment)
+    seed = generator.initial_seed()
+    return lambda: (seed % 2**64, offset)
