@@ -48,7 +48,7 @@ def by_torch(function, dtype=torch.float32):
     return of
 
 
-def fused(a, b, c):
+def fused(a, b, c, rounded=round):
     """a * b + c rounded once, where all are finite."""
     exact = Fraction(real(a)) * Fraction(real(b)) + Fraction(real(c))
     if exact == 0:
@@ -58,7 +58,7 @@ def fused(a, b, c):
         exponent += 1
     unit = Fraction(2) ** (exponent - 23)
     try:
-        return bits_of(float(round(exact / unit) * unit)) | (exact < 0) << 31
+        return bits_of(float(rounded(exact / unit) * unit)) | (exact < 0) << 31
     except OverflowError:
         return 0xFF800000 if exact < 0 else 0x7F800000
 
@@ -69,6 +69,9 @@ def test_arithmetic_is_rounded_to_nearest(tmp_path):
     finite = [value for value in VALUES if math.isfinite(real(value))]
     three = [tuple(R.choice(finite) for _ in range(3)) for _ in range(500)]
     check("fma.rn.f32 %d, %a, %b, %c;", [WORD] * 3, WORD, three, fused, tmp_path)
+    moderate = [row for row in three if all(2**-30 < abs(real(value)) < 2**30 for value in row)]
+    down = lambda a, b, c: fused(a, b, c, math.floor)  # noqa: E731
+    check("fma.rm.f32 %d, %a, %b, %c;", [WORD] * 3, WORD, moderate, down, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["f16", "bf16"])

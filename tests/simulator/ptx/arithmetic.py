@@ -49,7 +49,13 @@ def approximation(kernel: Kernel, modifiers: list[str], operands: list[str], *, 
     return of_floats(kernel, modifiers, operands, expression)
 
 
+_MODES = {"rm": "FE_DOWNWARD", "rp": "FE_UPWARD", "rz": "FE_TOWARDZERO"}
+
+
 def fma(kernel: Kernel, modifiers: list[str], operands: list[str]) -> str:
+    if modifiers[0] in _MODES and modifiers[-1] == "f32":
+        mode, *modifiers = modifiers
+        return of_floats(kernel, modifiers, operands, f"fmaf_rounded({_MODES[mode]}, {{0}}, {{1}}, {{2}})")
     name = "fmaf" if modifiers[-1] == "f32" else "fma"
     return of_floats(kernel, modifiers, operands, name + "({0}, {1}, {2})")
 

@@ -1,4 +1,5 @@
 // What translated kernels call. Each file of them begins with this text.
+#include <fenv.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -78,6 +79,13 @@ static inline uint16_t to_bf16(double d) {
 }
 static inline float ftz(float f) { return fabsf(f) < 0x1p-126f ? copysignf(0.0f, f) : f; }
 static inline double sat(double f) { return f > 0 ? f < 1 ? f : 1 : 0; }
+
+static inline float fmaf_rounded(int mode, float a, float b, float c) {
+  fesetround(mode);
+  float result = fmaf(a, b, c);
+  fesetround(FE_TONEAREST);
+  return result;
+}
 
 // `nan` says whether a NaN wins (.NaN) or loses. -0 is less than +0.
 static inline double least(double a, double b, int nan) {
