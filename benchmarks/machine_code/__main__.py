@@ -1,6 +1,7 @@
 """The command: which kernels are counted, and where the rows go."""
 
 import argparse
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,18 +28,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.machine_code", description=machine_code.__doc__.split("\n")[0]
     )
-    for option, allowed in (
-        ("target", kernels.TARGETS),
-        ("dtype", tuple(kernels.DTYPES)),
-        ("kernel", kernels.KERNELS),
-        ("activation", tuple(ROWS)),
-        ("rng", RNGS),
+    for option, allowed, usual in (
+        ("target", kernels.TARGETS, None),
+        ("dtype", tuple(kernels.DTYPES), None),
+        ("kernel", kernels.KERNELS, kernels.KERNELS),
+        ("activation", tuple(ROWS), tuple(ROWS)),
+        ("rng", RNGS, RNGS),
     ):
         parser.add_argument(
             f"--{option}",
             nargs="+",
             choices=allowed,
-            default=allowed,
+            default=usual,
             metavar=option.upper(),
             help=", ".join(allowed),
         )
@@ -54,15 +55,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     if not chosen:
         parser.error("no kernel is all of that: backward_from_output is ELU's alone")
+    builds = list(kernels.USUAL)
+    if options.target or options.dtype:
+        asked = (options.dtype or kernels.DTYPES, options.target or kernels.TARGETS)
+        builds = [kernels.Build(*axes) for axes in itertools.product(*asked)]
     check_compiler()
     if options.peers:
         from benchmarks.machine_code import peers
 
-        targets = [target for target in options.target if not target.startswith("gfx")]
-        activations = [ROWS[name] for name in options.activation]
-        counts = peers.measure_all(activations, targets, options.dtype)
+        counts = peers.measure_all([ROWS[name] for name in options.activation], builds)
     else:
-        counts = kernels.measure_all(chosen, options.target, options.dtype)
+        counts = kernels.measure_all(chosen, builds)
     print(tables.HEAD, flush=True)
     rows = []
     for row in counts:

@@ -11,7 +11,7 @@ from benchmarks.machine_code.row import Row, counted, read_binary
 from fusedact.activations import ROWS, Activation, Saves
 from fusedact.masks.plan import RNGS, Plan, eager_plan, fast_plan
 
-TARGETS = ("sm_90", "sm_80", "sm_100", "gfx942")
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 KERNELS = ("forward", "backward", "backward_from_output")  # the last for operations in place
 
 
@@ -28,6 +28,20 @@ DTYPES = {
     "float32": Dtype(torch.float32, "fp32"),
     "float64": Dtype(torch.float64, "fp64"),
 }
+
+
+class Build(NamedTuple):
+    """What a kernel is compiled for."""
+
+    dtype: str
+    target: str
+
+
+# What is counted unless the command asks for more: every target in one dtype, and every dtype for one target.
+USUAL = (
+    *(Build("bfloat16", target) for target in ("sm_80", "sm_90", "sm_100")),
+    *(Build(dtype, "sm_90") for dtype in ("float16", "float32")),
+)
 
 
 class Case(NamedTuple):
@@ -94,14 +108,14 @@ def _reads_saved(case: Case) -> bool:
     return case.kernel != "forward" and case.activation.saves is Saves.INPUT
 
 
-def measure(case: Case, dtype_name: str, target: str) -> Row:
+def measure(case: Case, build: Build) -> Row:
     """Compile one kernel and count."""
     import triton
 
     from fusedact.kernels.configuration import planes
     from fusedact.kernels.tiles import COLUMNS, TILE
 
-    dtype = DTYPES[dtype_name]
+    dtype, target = DTYPES[build.dtype], build.target
     itemsize = dtype.torch.itemsize
     kernel = compiled(case, dtype, target)
     binary = read_binary(kernel, target)
@@ -119,7 +133,7 @@ def measure(case: Case, dtype_name: str, target: str) -> Row:
         backend="fusedact",
         kernel=case.kernel,
         activation=case.activation.name,
-        dtype=dtype_name,
+        dtype=build.dtype,
         rng=case.rng,
         narrow_accesses=narrow_accesses(found, elements * tensors * itemsize, words),
         saved_bytes_per_element=bits + (itemsize if case.activation.saves is Saves.INPUT else 0),
@@ -128,11 +142,11 @@ def measure(case: Case, dtype_name: str, target: str) -> Row:
     )
 
 
-def measure_all(chosen: Sequence[Case], targets: Sequence[str], dtypes: Sequence[str]) -> Iterator[Row]:
+def measure_all(chosen: Sequence[Case], builds: Sequence[Build]) -> Iterator[Row]:
     """Count kernels, of those in `cases`."""
-    for target, case, dtype in itertools.product(targets, chosen, dtypes):
+    for build, case in itertools.product(builds, chosen):
         try:
-            yield measure(case, dtype, target)
+            yield measure(case, build)
         except ValueError as error:
-            place = f"{case.kernel} {case.activation.name} {dtype} {case.rng} {target}"
+            place = f"{case.kernel} {case.activation.name} {case.rng} {build.dtype} {build.target}"
             raise SystemExit(f"{place}: can't count its instructions: {error}") from error

