@@ -18,7 +18,8 @@ def _round_as_gpus_do() -> None:
     """Mend three roundings of the interpreter.
 
     It truncates float32 to bfloat16, where GPUs (and PyTorch) round to nearest even; it rounds a
-    float32 fma's product, which float64 holds exactly; and numpy's float32 exp2 varies with the CPU.
+    float32 fma's product, which float64 holds exactly; and numpy's float32 exp2 varies with the CPU and
+    keeps subnormal results, which hardware flushes.
     """
     import triton.language as tl
     from triton.runtime import interpreter
@@ -44,6 +45,8 @@ def _round_as_gpus_do() -> None:
 
     def create_exp2(self, x):
         rounded = numpy.exp2(x.data.astype("float64")).astype(x.data.dtype)
+        if x.dtype.scalar == tl.float32:
+            rounded[rounded < numpy.finfo("float32").tiny] = 0
         return interpreter.TensorHandle(rounded, x.dtype.scalar)
 
     builder.cast_impl, builder.create_fma, builder.create_exp2 = cast_impl, create_fma, create_exp2

@@ -156,7 +156,7 @@ ELU = add_row(
         parameters=(Parameter("alpha", 1.0, "minus the limit at -inf, any finite number"),),
         inplace=True,
         from_output=_elu_from_output,
-        saturated=lambda alpha: _outside(-3.0),  # exp(-3) is 0.0498
+        saturated=lambda alpha: _outside(-2.996),  # where exp(x) is a twentieth
     )
 )
 CELU = add_row(
@@ -169,7 +169,7 @@ CELU = add_row(
         parameters=(Parameter("alpha", 1.0, "minus the limit at -inf, any finite number but 0"),),
         rule=lambda alpha: None if alpha != 0 else "alpha must not be 0, since x is divided by it",
         inplace=True,
-        saturated=lambda alpha: _outside(-3.0 * alpha) if alpha > 0 else (),
+        saturated=lambda alpha: _outside(-2.996 * alpha) if alpha > 0 else (),
     )
 )
 SELU = add_row(
@@ -180,7 +180,7 @@ SELU = add_row(
         formula="1.0507 x if x > 0, else 1.7581 (exp(x) - 1)",
         saves=Saves.INPUT,
         inplace=True,
-        saturated=lambda: _outside(-3.51),  # where 1.67326 exp(x) is a twentieth of its limit at 0
+        saturated=lambda: _outside(-2.996),
     )
 )
 GELU_TANH = add_row(
@@ -189,6 +189,7 @@ GELU_TANH = add_row(
         function=functools.partial(F.gelu, approximate="tanh"),
         formula="x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))",
         saves=Saves.INPUT,
+        saturated=lambda: _outside(-2.29),
     )
 )
 GELU = add_row(
@@ -203,6 +204,7 @@ GELU = add_row(
                 "approximate", "none", '"none" or "tanh", the formula', {"none": None, "tanh": GELU_TANH}
             ),
         ),
+        saturated=lambda: _outside(-2.28),
     )
 )
 SILU = add_row(
@@ -213,6 +215,7 @@ SILU = add_row(
         formula="x / (1 + exp(-x))",
         saves=Saves.INPUT,
         inplace=True,
+        saturated=lambda: _outside(-3.93),
     )
 )
 MISH = add_row(
@@ -223,6 +226,7 @@ MISH = add_row(
         formula="x tanh(log(1 + exp(x)))",
         saves=Saves.INPUT,
         inplace=True,
+        saturated=lambda: _outside(-3.98),
     )
 )
 SOFTPLUS = add_row(
@@ -237,7 +241,7 @@ SOFTPLUS = add_row(
             Parameter("threshold", 20.0, "the highest beta x that the formula is used for"),
         ),
         rule=lambda beta, threshold: None if beta != 0 else "beta must not be 0, since it divides the result",
-        saturated=lambda beta, threshold: _outside(-2.94 / beta) if beta > 0 else (),
+        saturated=lambda beta, threshold: _outside(-2.944 / beta) if beta > 0 else (),
     )
 )
 LOGSIGMOID = add_row(
@@ -247,7 +251,7 @@ LOGSIGMOID = add_row(
         function=F.logsigmoid,
         formula="-log(1 + exp(-x))",
         saves=Saves.INPUT,
-        saturated=lambda: ((2.95, inf),),
+        saturated=lambda: ((2.944, inf),),
     )
 )
 TANHSHRINK = add_row(
@@ -257,7 +261,7 @@ TANHSHRINK = add_row(
         function=F.tanhshrink,
         formula="x - tanh(x)",
         saves=Saves.INPUT,
-        saturated=lambda: ((-0.227, 0.227),),
+        saturated=lambda: ((-0.23, 0.23),),
     )
 )
 HARDSWISH = add_row(
@@ -298,7 +302,7 @@ SOFTSIGN = add_row(
         function=F.softsign,
         formula="x / (1 + |x|)",
         saves=Saves.INPUT,
-        saturated=lambda: _outside(-3.48, 3.48),
+        saturated=lambda: _outside(-3.47, 3.47),
     )
 )
 QUICK_GELU = add_row(
@@ -307,6 +311,7 @@ QUICK_GELU = add_row(
         function=_quick_gelu,
         formula="x / (1 + exp(-1.702 x))",
         saves=Saves.INPUT,
+        saturated=lambda: _outside(-2.31),
     )
 )
 SQUARED_RELU = add_row(

@@ -49,28 +49,13 @@ BOUNDS = {
 ROUNDING = 0.5 + 1 / 32
 # Where eager errs by no more than that, ours do by no more than this: nowhere is a result lost.
 NOWHERE = 0.6
-# On a GPU exp2 and rsqrt are approximations, and err by up to 2 units each.
+# On a GPU exp2 and rsqrt are approximations that err by up to 2 units each, eager's too.
 HARDWARE = 4.0
 
 HALVES = (torch.float16, torch.bfloat16)
 dtypes = pytest.mark.parametrize(
     "dtype", [torch.float32, *HALVES, torch.float64], ids=lambda dtype: str(dtype)[6:]
 )
-
-
-@pytest.fixture(autouse=True)
-def flushing(monkeypatch, device):
-    """The interpreter's exp2 gives 0 for a subnormal result, as hardware does."""
-    if device == "cpu":
-        from triton.runtime import interpreter
-
-        def create_exp2(self, x, original=interpreter.InterpreterBuilder.create_exp2):
-            result = original(self, x)
-            if x.dtype.scalar == tl.float32:
-                result.data[result.data < torch.finfo(torch.float32).tiny] = 0
-            return result
-
-        monkeypatch.setattr(interpreter.InterpreterBuilder, "create_exp2", create_exp2)
 
 
 @triton.jit
@@ -80,7 +65,7 @@ def _kernel(x_ptr, y_ptr, a, b, FUNCTION: tl.constexpr, ARITHMETIC: tl.constexpr
         a = a.to(tl.int64).to(tl.float64, bitcast=True)
         b = b.to(tl.int64).to(tl.float64, bitcast=True)
     y = FUNCTION(tl.load(x_ptr + at).to(ARITHMETIC), a, b)
-    tl.store(y_ptr + at, y.to(ARITHMETIC).to(y_ptr.dtype.element_ty))
+    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty))
 
 
 def function(name: str, dtype: torch.dtype):
@@ -91,7 +76,7 @@ def function(name: str, dtype: torch.dtype):
 
 
 def computed(name: str, x: Tensor, device: str) -> Tensor:
-    """One of the mathematics' functions of `x`, rounded to its dtype."""
+    """One of the mathematics' functions of `x`, rounded to its dtype; of those that pass or don't, 1 or 0."""
     parameters = rounded_parameters(name.removesuffix("_derivative").removesuffix("_passes"), x.dtype)
     double = x.dtype is torch.float64
     if double:
@@ -99,7 +84,7 @@ def computed(name: str, x: Tensor, device: str) -> Tensor:
     block = 2**16 if device == "cpu" else 2**10
     padded = torch.zeros(triton.cdiv(x.numel(), block) * block, dtype=x.dtype, device=device)
     padded[: x.numel()] = x
-    y = torch.empty_like(padded)
+    y = torch.empty_like(padded, dtype=torch.int8 if name.endswith("_passes") else x.dtype)
     grid = (padded.numel() // block,)
     _kernel[grid](
         padded, y, *parameters, function(name, x.dtype), tl.float64 if double else tl.float32, block
@@ -158,13 +143,10 @@ def units(value: Tensor, truth: Tensor, least: Tensor) -> Tensor:
     return torch.where(overflows, 0.0, (value.double() - truth).abs() / unit)
 
 
-def eager(name: str, x: Tensor, device: str) -> tuple[Tensor, Tensor]:
-    """Eager on a GPU; without one, as restated, or for float64 as on a CPU."""
-    parameters = rounded_parameters(name, x.dtype)
-    if device == "cuda" or x.dtype is torch.float64:
-        y, derivative = eager_gpu.pytorch(name, x.to(device), *parameters)
-        return y.cpu(), derivative.cpu()
-    return eager_gpu.values(name, x, *parameters)
+def eager(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Eager on a GPU as restated, or for float64 on a CPU."""
+    of = eager_gpu.pytorch if x.dtype is torch.float64 else eager_gpu.values
+    return of(name, x, *rounded_parameters(name, x.dtype))
 
 
 @dtypes
@@ -178,7 +160,7 @@ def test_the_largest_error_is_at_most_eagers(name, dtype, device):
     results = zip(
         (name, f"{name}_derivative"),
         truths(name, x),
-        eager(name, x, device),
+        eager(name, x),
         (torch.zeros_like(near_root), near_root),
         BOUNDS[name],
         strict=True,
@@ -191,16 +173,17 @@ def test_the_largest_error_is_at_most_eagers(name, dtype, device):
         assert not errors.isnan().any(), what
         eagers = units(theirs, truth, least)[ordinary]
         allowed = eagers.max().item()
+        hardware = HARDWARE if device == "cuda" and dtype is torch.float32 else 0.0
         if dtype in HALVES:
             allowed = max(allowed, ROUNDING)
             assert errors[eagers <= ROUNDING].max().item() <= NOWHERE, what
         elif dtype is torch.float64:
             allowed = max(2 * allowed, 4.0)  # a CPU's functions are more accurate than a GPU's
             assert errors[eagers <= 4.0].max().item() <= 1024, what  # x - tanh(x) cancels, by luck or not
-        assert errors.max().item() <= allowed, what
+        assert errors.max().item() <= allowed + hardware, what
         if dtype is torch.float32:
             normal = truth[ordinary].abs() >= torch.finfo(dtype).tiny
-            assert errors[normal].max().item() <= bound + (HARDWARE if device == "cuda" else 0), what
+            assert errors[normal].max().item() <= bound + hardware, what
 
 
 def exact_eager(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -246,9 +229,9 @@ def test_special_values(name, dtype, device):
     x = torch.tensor([*special, *(-v for v in special)], dtype=dtype)
     if dtype is torch.float64:
         x = x.where(x.abs() != info.max, 1.0)  # only float32 is restated
-        theirs = eager(name, x.float(), device)
+        theirs = eager(name, x.float())
     else:
-        theirs = eager(name, x, device)
+        theirs = eager(name, x)
     for what, expected in zip((name, f"{name}_derivative"), theirs, strict=True):
         ours = computed(what, x, device)
         for same in (torch.isnan, torch.isposinf, torch.isneginf):

@@ -172,14 +172,11 @@ def logistic(x, low=None, SHIFT: tl.constexpr = 0):
     negative = x < 0
     if low is not None:
         low = tl.where(negative, low, -low)
-    e = exp(-tl.abs(x), low)
-    d = 1.0 + e
-    far = divide(e, d)
+    e = exp(-tl.abs(x), low, SHIFT)
+    shifted = divide(e, tl.fma(e, 2.0**-SHIFT, 1.0))
+    far = shifted * 2.0**-SHIFT
     near = 1.0 - far
-    if SHIFT > 0:
-        left = tl.where(negative, divide(exp(-tl.abs(x), low, SHIFT), d), near)
-    else:
-        left = tl.where(negative, far, near)
+    left = tl.where(negative, shifted, near)
     return left, tl.where(negative, near, far), tl.where(negative, 2.0**-SHIFT, 1.0)
 
 
