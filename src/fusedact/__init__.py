@@ -1,15 +1,17 @@
 """Activation and dropout in one kernel: one forward, one backward, ReLU's one bit kept."""
 
 from . import functional
-from .activity import ActivityMonitor
 from .fuse import fuse, unfuse
+from .monitor import ActivityMonitor, ActivityReport, LayerActivity
 from .nn import FusedELUDropout, FusedLeakyDropout, FusedReLUDropout
 
 __all__ = [
     "ActivityMonitor",
+    "ActivityReport",
     "FusedELUDropout",
     "FusedLeakyDropout",
     "FusedReLUDropout",
+    "LayerActivity",
     "functional",
     "fuse",
     "unfuse",
