@@ -2,7 +2,7 @@
 
 from . import functional
 from .activity import ActivityMonitor
-from .fuse import fuse, unfuse
+from .fusion import FusionReport, Pair, fuse, fusion_report, unfuse
 from .nn import FusedELUDropout, FusedLeakyDropout, FusedReLUDropout
 
 __all__ = [
@@ -10,8 +10,11 @@ __all__ = [
     "FusedELUDropout",
     "FusedLeakyDropout",
     "FusedReLUDropout",
+    "FusionReport",
+    "Pair",
     "functional",
     "fuse",
+    "fusion_report",
     "unfuse",
 ]
 __version__ = "0.1.0"

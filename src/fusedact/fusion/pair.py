@@ -1,0 +1,160 @@
+"""What rewritten calls do when they run.
+
+The first call of a pair is put off until the second one: `begin(act, x)` gives a `Deferred`, which only
+`finish(drop, deferred)` gets to see. If the two are a pair of the kernels' there and then, one kernel runs; else
+the two calls run as they were written, in their order.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+from . import recognise
+from .recognise import Activated, Dropped
+
+Key = tuple[Any, ...] | str  # of a place in a module's code
+CHAIN = "Sequential.forward"
+
+
+class Deferred:
+    """A call that is put off; what it computes depends on its arguments alone."""
+
+    __slots__ = ("args", "callee", "found", "kwargs")
+
+    def __init__(
+        self, callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: Activated | Dropped
+    ) -> None:
+        self.callee, self.args, self.kwargs, self.found = callee, args, kwargs, found
+
+    def run(self) -> Any:
+        """The call as it was written."""
+        return _call(self.callee, self.args, self.kwargs)
+
+    @property
+    def input(self) -> Any:
+        """What the call gets."""
+        return self.args[0] if self.args else self.kwargs["input"]
+
+
+def value(result: Any) -> Any:
+    """`result`, of which nothing is put off any more."""
+    return result.run() if type(result) is Deferred else result
+
+
+class Calls:
+    """The calls of one fused module.
+
+    Attributes:
+        code: the rewritten functions that they stand in, for processes that load the module.
+        lone_dropout: a dropout that follows no activation runs fused as well.
+        watchers: by place, who counts the inputs of its activation.
+    """
+
+    def __init__(self, code: tuple[Any, ...], lone_dropout: bool) -> None:
+        self.code, self.lone_dropout = code, lone_dropout
+        self.watchers: dict[Key, tuple[Any, ...]] = {}
+
+    def __deepcopy__(self, memo: Any) -> "Calls":
+        """Watchers watch this module alone."""
+        return Calls(self.code, self.lone_dropout)
+
+    def __reduce__(self) -> Any:
+        from .rewrite import revive
+
+        return revive, (self.code, self.lone_dropout)
+
+    def begin(self, key: Key, fresh: Any, callee: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """A call whose result goes to another of these calls alone, and may be put off until then.
+
+        Args:
+            key: its place.
+            fresh: what was called for its input, if that was used for nothing else.
+            callee: what is called, with all other arguments; a string is the name of a tensor's method.
+        """
+        held = args[0] if args else kwargs["input"]
+        if type(held) is Deferred:
+            together = self._together(key, held, callee, args, kwargs)
+            if together is not None:
+                return together
+            if recognise.is_identity(callee):
+                return held
+        elif self.lone_dropout:
+            alone = _alone(callee, args, kwargs)
+            if alone is not None:
+                return alone
+        if recognise.is_sequence(callee) and len(args) == 1 and not kwargs:
+            calls = getattr(callee._non_persistent_buffers_set, "fusedact", None)
+            if calls is not None:
+                return calls.chain(CHAIN, callee, held, True)
+        if type(held) is Deferred:
+            args, kwargs = ((held.run(), *args[1:]), kwargs) if args else (args, {**kwargs, "input": held.run()})
+        found = recognise.activation(callee, args, kwargs) or recognise.dropout(callee, args, kwargs)
+        if found is None or (found.inplace and not recognise.is_fresh(fresh)):
+            return _call(callee, args, kwargs)
+        return Deferred(callee, args, kwargs, found)
+
+    def finish(self, key: Key, callee: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """A call whose result goes where nothing is known of it."""
+        return value(self.begin(key, None, callee, *args, **kwargs))
+
+    def chain(self, key: Key, callees: Iterable[Any], held: Any, opens: bool = False) -> Any:
+        """One call after the other, as `nn.Sequential` does. With `opens` the last may be put off."""
+        fresh = None
+        for i, callee in enumerate(callees):
+            held = self.begin((key, i), fresh, callee, held)
+            fresh = callee
+        return held if opens else value(held)
+
+    def _together(
+        self, key: Key, held: Deferred, callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor | None:
+        """One kernel's result for both calls; None if they have to run as they were written."""
+        found = held.found
+        if type(found) is Activated:
+            activated, dropped = found, recognise.dropout(callee, args, kwargs)
+        else:
+            activated, dropped = recognise.activation(callee, args, kwargs), found
+            if activated is None or not recognise.commutes(activated.row):
+                return None
+        x = held.input
+        if self.watchers and key in self.watchers:
+            training = getattr(callee, "training", True) if dropped is None else dropped.training
+            watchers = tuple([w for w in self.watchers[key] if w.wants(training)])
+        else:
+            watchers = ()
+        if dropped is not None and dropped.training and 0 < dropped.p < 1 and recognise.takes(x, activated):
+            return recognise.run(
+                activated.row, x, activated.parameters, dropped.p, True, False, "eager", watchers
+            )
+        for watcher in watchers:
+            watcher(x)
+        return None
+
+
+def _alone(callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """The result of a dropout that follows no activation, with one bit kept; None if no kernel gives it."""
+    dropped, identity = recognise.dropout(callee, args, kwargs), recognise.identity()
+    if dropped is None or identity is None or dropped.inplace or not dropped.training:
+        return None
+    x = args[0] if args else kwargs["input"]
+    if 0 < dropped.p < 1 and recognise.takes(x, identity):
+        return recognise.run(identity.row, x, (), dropped.p, True, False, "eager")
+    return None
+
+
+def _call(callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if type(callee) is str:
+        return getattr(args[0], callee)(*args[1:], **kwargs)
+    return callee(*args, **kwargs)
+
+
+class Marked(set[str]):
+    """A module's set of names of buffers that aren't stored, which tells that the module is fused.
+
+    Attributes:
+        fusedact: the module's calls.
+    """
+
+    fusedact: Calls
+

@@ -1,0 +1,416 @@
+"""Which calls are activations or dropouts, and by which row a kernel computes them.
+
+Everything that `fusedact.fusion` knows of the rest of the package stands here: the rows, the operation that
+runs them, and which inputs its kernels take.
+"""
+
+import math
+import re
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import module as _torch_module
+
+from .. import functional as _rows  # noqa: F401  (registers the rows)
+from .. import ops
+from ..activations import ROWS, Activation
+
+run = ops.activation_dropout
+
+# PyTorch's elementwise activations: the row's name, the module, its parameters with their defaults in the
+# function's order. The function has the row's name.
+_PYTORCH: dict[str, tuple[type[nn.Module], dict[str, float]]] = {
+    "relu": (nn.ReLU, {}),
+    "relu6": (nn.ReLU6, {}),
+    "hardtanh": (nn.Hardtanh, {"min_val": -1.0, "max_val": 1.0}),
+    "hardsigmoid": (nn.Hardsigmoid, {}),
+    "hardshrink": (nn.Hardshrink, {"lambd": 0.5}),
+    "softshrink": (nn.Softshrink, {"lambd": 0.5}),
+    "threshold": (nn.Threshold, {"threshold": math.nan, "value": math.nan}),
+    "leaky_relu": (nn.LeakyReLU, {"negative_slope": 0.01}),
+    "sigmoid": (nn.Sigmoid, {}),
+    "tanh": (nn.Tanh, {}),
+    "softsign": (nn.Softsign, {}),
+    "elu": (nn.ELU, {"alpha": 1.0}),
+    "celu": (nn.CELU, {"alpha": 1.0}),
+    "selu": (nn.SELU, {}),
+    "gelu": (nn.GELU, {}),
+    "silu": (nn.SiLU, {}),
+    "mish": (nn.Mish, {}),
+    "softplus": (nn.Softplus, {"beta": 1.0, "threshold": 20.0}),
+    "logsigmoid": (nn.LogSigmoid, {}),
+    "tanhshrink": (nn.Tanhshrink, {}),
+    "hardswish": (nn.Hardswish, {}),
+}
+# Activations of Hugging Face, by what they compute. Those of `_WIDENING` return float32 under autocast.
+_HUGGING_FACE = {
+    "GELUActivation": "gelu",
+    "GELUTanh": "gelu_tanh",
+    "PytorchGELUTanh": "gelu_tanh",
+    "NewGELUActivation": "gelu_tanh",
+    "FastGELUActivation": "gelu_tanh",
+    "AccurateGELUActivation": "gelu_tanh",
+    "QuickGELUActivation": "quick_gelu",
+    "SiLUActivation": "silu",
+    "MishActivation": "mish",
+    "ReLUSquaredActivation": "squared_relu",
+}
+_WIDENING = {"softplus", "GELUTanh", "NewGELUActivation", "AccurateGELUActivation", "ReLUSquaredActivation"}
+_APPROXIMATE = {"none": "gelu", "tanh": "gelu_tanh"}
+_CALLABLES = types.FunctionType | types.BuiltinFunctionType | types.MethodDescriptorType
+_FRESH = (
+    nn.modules.linear.Linear,
+    nn.Bilinear,
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
+_DROPOUTS = {F.dropout: ("p", "training", "inplace"), torch.dropout: ("p", "train")}
+_OTHER_DROPOUTS = {
+    getattr(F, name)
+    for name in ("dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+}
+# Elementwise activations without a row. Softmax is followed by dropout everywhere, but is none.
+_OTHERS = {nn.RReLU, nn.PReLU}
+_OTHER_FUNCTIONS = {F.rrelu, F.prelu, torch.rrelu, torch.prelu}
+_forwards = {cls: cls.forward for cls in (nn.Dropout, nn.Identity, nn.Sequential)}
+_f_dropout = F.dropout
+
+
+@dataclass(frozen=True)
+class Half:
+    """What a call may be in a pair, for a report.
+
+    Attributes:
+        text: in words.
+        dropout: a dropout; else an activation, or an identity.
+        row: of the activation; None without one.
+        inplace: works in place.
+        identity: changes nothing.
+        problem: why no kernel can stand for it.
+    """
+
+    text: str
+    dropout: bool = False
+    row: Activation | None = None
+    inplace: bool = False
+    identity: bool = False
+    problem: str = ""
+
+
+class Known(NamedTuple):
+    """An activation that can be recognised.
+
+    Attributes:
+        row: the name of its row.
+        parameters: the names of its parameters, with their defaults.
+        widens: under autocast it returns float32.
+        forward: of the module's class, to see whether it was replaced; None for a function.
+        inplace: the function works in place whatever its arguments say.
+    """
+
+    row: str
+    parameters: dict[str, float]
+    widens: bool
+    forward: Callable[..., Any] | None = None
+    inplace: bool = False
+
+
+class Activated(NamedTuple):
+    """A call of an activation: its row and parameters, whether in place, whether autocast widens it."""
+
+    row: Activation
+    parameters: tuple[float, ...]
+    inplace: bool
+    widens: bool
+
+
+class Dropped(NamedTuple):
+    """A call of a dropout."""
+
+    p: float
+    training: bool
+    inplace: bool
+
+
+def _modules() -> dict[type, Known]:
+    known = {
+        cls: Known(name, parameters, name in _WIDENING, cls.forward)
+        for name, (cls, parameters) in _PYTORCH.items()
+    }
+    for name, row in ROWS.items():
+        if name not in _PYTORCH and row.module not in known:
+            parameters = dict.fromkeys(_names(row), math.nan)
+            known[row.module] = Known(name, parameters, False, row.module.forward)
+    return known
+
+
+def _functions() -> dict[Callable[..., Any], Known]:
+    known = {}
+    for name, (_, parameters) in _PYTORCH.items():
+        for space in (F, torch, torch.Tensor):
+            for suffix in ("", "_"):
+                function = getattr(space, name + suffix, None)
+                if function is not None:
+                    known[function] = Known(name, parameters, name in _WIDENING, None, bool(suffix))
+    for name, row in ROWS.items():
+        if name not in _PYTORCH:
+            known.setdefault(row.eager, Known(name, dict.fromkeys(_names(row), math.nan), False))
+    return known
+
+
+def _names(row: Activation) -> tuple[str, ...]:
+    return (row.parameter,) if row.parameter else ()
+
+
+MODULES: dict[type, Known] = {}
+FUNCTIONS: dict[Callable[..., Any], Known] = {}
+METHODS: dict[str, Known] = {}  # of tensors, without arguments
+
+
+def refresh() -> None:
+    """Read the rows again: activations may have been registered since."""
+    MODULES.update(_modules())
+    FUNCTIONS.update(_functions())
+    METHODS.update(
+        (function.__name__, known)
+        for function, known in FUNCTIONS.items()
+        if getattr(function, "__objclass__", None) is not None and not known.parameters
+    )
+
+
+refresh()
+
+
+def known_module(cls: type) -> Known | None:
+    """What modules of exactly that class compute; None if it is no activation that is known."""
+    known = MODULES.get(cls)
+    if known is None and cls.__module__ == "transformers.activations":
+        name = cls.__name__
+        if name in _HUGGING_FACE:
+            known = Known(_HUGGING_FACE[name], {}, name in _WIDENING, cls.forward)  # type: ignore[attr-defined]
+            MODULES[cls] = known
+    return known
+
+
+def row_name(known: Known, approximate: object = "none") -> str:
+    """The name of the row, which PyTorch's GELU chooses by an argument."""
+    return _APPROXIMATE.get(str(approximate), "") if known.row == "gelu" else known.row
+
+
+def is_untouched(module: nn.Module, forward: Callable[..., Any] | None) -> bool:
+    """Calling `module` runs `forward` and nothing else: no hook, no replaced forward."""
+    own = module.__dict__
+    return (
+        type(module).forward is forward
+        and "forward" not in own
+        and "_compiled_call_impl" not in own
+        and not (
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+            or _torch_module._global_forward_hooks
+            or _torch_module._global_forward_pre_hooks
+            or _torch_module._global_backward_hooks
+            or _torch_module._global_backward_pre_hooks
+        )
+    )
+
+
+def activation(callee: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Activated | None:
+    """What a call computes; None unless a kernel computes the same."""
+    if isinstance(callee, nn.Module):
+        known = known_module(type(callee))
+        if known is None or len(args) + len(kwargs) != 1 or not is_untouched(callee, known.forward):
+            return None
+        own = callee.__dict__
+        if "act" in own and not _is_own(own["act"], callee):
+            return None
+        row = ROWS.get(row_name(known, own.get("approximate", "none")))
+        parameters = tuple([own.get(name) for name in known.parameters])
+        inplace = own.get("inplace", False)
+    else:
+        known = METHODS.get(callee) if isinstance(callee, str) else _function(callee)
+        if known is None:
+            return None
+        names = [*known.parameters, "inplace"]
+        values = {**known.parameters, "inplace": known.inplace, "approximate": "none"}
+        values.update(zip(names, args[1:]))  # noqa: B905
+        values.update(kwargs)
+        values.pop("input", None)
+        if len(values) != len(names) + 1 or len(args) > len(names) + 1:
+            return None
+        row = ROWS.get(row_name(known, values["approximate"]))
+        parameters = tuple([values[name] for name in known.parameters])
+        inplace = values["inplace"] or known.inplace
+    if row is None:
+        return None
+    for value in parameters:
+        if type(value) is not float and type(value) is not int:
+            return None
+        if not -math.inf < value < math.inf:
+            return None
+    return Activated(row, tuple([float(value) for value in parameters]), inplace is not False, known.widens)
+
+
+def commutes(row: Activation) -> bool:
+    """Dropout may as well come first: the same elements are 0, the others have the same bits."""
+    return row.name == "relu"
+
+
+def identity() -> Activated | None:
+    """The activation that dropout alone is the dropout of; None without its row."""
+    row = ROWS.get("identity")
+    return row and Activated(row, (), False, False)
+
+
+def _function(callee: Any) -> Known | None:
+    return FUNCTIONS.get(callee) if isinstance(callee, _CALLABLES) else None
+
+
+def _is_own(function: Any, module: nn.Module) -> bool:
+    """What Hugging Face's GELU modules call is what their constructors gave them."""
+    function = getattr(function, "func", function)
+    return function is F.gelu or getattr(function, "__self__", None) is module
+
+
+def dropout(callee: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Dropped | None:
+    """What a call drops; None if it isn't an elementwise dropout and nothing else."""
+    if type(callee) is nn.Dropout:
+        if (
+            len(args) + len(kwargs) != 1
+            or not is_untouched(callee, _forwards[nn.Dropout])
+            or F.dropout is not _f_dropout
+        ):
+            return None
+        p, training, inplace = callee.p, callee.training, callee.inplace
+    else:
+        names = _DROPOUTS.get(callee) if isinstance(callee, _CALLABLES) else None
+        if names is None or len(args) > len(names) + 1:
+            return None
+        values: dict[str, Any] = {"p": 0.5, "train": True, "training": True, "inplace": False}
+        values.update(zip(names, args[1:]))  # noqa: B905
+        values.update(kwargs)
+        values.pop("input", None)
+        if len(values) != 4:
+            return None
+        p, training, inplace = values["p"], values["training"] and values["train"], values["inplace"]
+    if (type(p) is not float and type(p) is not int) or type(training) is not bool:
+        return None
+    return Dropped(float(p), training, inplace is not False)
+
+
+def is_identity(callee: Any) -> bool:
+    """Calling it gives back what it gets."""
+    return type(callee) is nn.Identity and is_untouched(callee, _forwards[nn.Identity])
+
+
+def is_sequence(callee: Any) -> bool:
+    """Calling it calls its children one after the other and does nothing else."""
+    return isinstance(callee, nn.Sequential) and is_untouched(callee, _forwards[nn.Sequential])
+
+
+def is_fresh(callee: Any) -> bool:
+    """Calling it gives a new tensor that nobody else holds."""
+    if is_sequence(callee):
+        children = list(callee._modules.values())
+        return len(children) > 0 and is_fresh(children[-1])
+    return (
+        isinstance(callee, _FRESH)
+        and type(callee).__module__.startswith("torch.nn.modules.")
+        and is_untouched(callee, type(callee).forward)
+    )
+
+
+def half(callee: Any) -> Half | None:
+    """What a module or function is in a pair, as it is now; None if it is no part of one."""
+    if not isinstance(callee, nn.Module):
+        return _function_half(callee) if isinstance(callee, _CALLABLES) else None
+    cls, own = type(callee), vars(callee)
+    name, known, inplace = cls.__name__, known_module(cls), bool(own.get("inplace"))
+    if isinstance(callee, nn.Identity):
+        return Half(name, identity=True) if is_identity(callee) else None
+    if isinstance(callee, nn.modules.dropout._DropoutNd):
+        problem = "" if cls is nn.Dropout else _no_kernel(cls, nn.Dropout)
+        return Half(f"{name}(p={callee.p})", True, None, inplace, problem=problem or _touched(callee))
+    if known is None:
+        base = next((base for base in cls.__mro__ if known_module(base) or base in _OTHERS), None)
+        problem = base and _no_kernel(cls, base)
+        return Half(name, False, None, inplace, problem=problem) if problem else None
+    row = ROWS.get(row_name(known, own.get("approximate", "none")))
+    problem = _touched(callee) if row else f"no fused kernel for {name}"
+    arguments = ", ".join(f"{parameter}={own[parameter]}" for parameter in known.parameters)
+    return Half(f"{name}({arguments})" if arguments else name, False, row, inplace, problem=problem)
+
+
+def _function_half(function: Any) -> Half | None:
+    name = function.__name__
+    if function in _DROPOUTS:
+        return Half(name, True)
+    if function in _OTHER_DROPOUTS:
+        return Half(name, True, problem=f"no fused kernel for {name}")
+    if function in _OTHER_FUNCTIONS:
+        return Half(name, problem=f"no fused kernel for {name}")
+    known = FUNCTIONS.get(function)
+    if known is None:
+        return None
+    row = ROWS.get(known.row)
+    return Half(name, False, row, known.inplace, problem="" if row else f"no fused kernel for {name}")
+
+
+def by_name(name: str) -> Half | None:
+    """What something that is known by its name alone may be."""
+    last = name.rpartition(".")[2].lower()
+    if "drop" in last:
+        return Half(name, True)
+    return Half(name) if re.search(r"act(_?fn|ivation\w*)?$|nonlin", last) else None
+
+
+def order(first: Half, second: Half) -> str:
+    """Why the kernels can't stand for the two in that order; empty if they can."""
+    if not first.dropout or (second.row and commutes(second.row)):
+        return ""
+    return f"dropout comes first, and {second.text} of a scaled input is not the scaled {second.text}"
+
+
+def _no_kernel(cls: type, base: type) -> str:
+    if cls is base or cls.__module__.startswith("torch.nn.modules."):
+        return f"no fused kernel for {cls.__name__}"
+    return f"{cls.__name__} is a subclass of {base.__name__} and may do something else"
+
+
+def _touched(module: nn.Module) -> str:
+    """Why a module does more than its class's forward; empty if it doesn't."""
+    if is_untouched(module, type(module).forward):
+        return ""
+    replaced = "forward" in vars(module)
+    name = type(module).__name__
+    return f"forward of this {name} was replaced" if replaced else f"hooks on {name}"
+
+
+def takes(input: Any, activated: Activated) -> bool:
+    """The kernels take the input, and compute what the two calls do."""
+    if not isinstance(input, Tensor) or input.dtype not in ops.DTYPES:
+        return False
+    if activated.widens and torch.is_autocast_enabled(input.device.type):
+        return False
+    if torch.compiler.is_compiling():
+        return not torch.compiler._is_exporting_flag and ops._runs_operators(input)
+    return ops._TRITON and ops._runs_kernels(input) and not _function_modes()
+
+
+def _function_modes() -> bool:
+    """A mode of the user's wants to see every function that is called."""
+    n: int = torch._C._len_torch_function_stack()
+    if n == 0:
+        return False
+    modes = [torch._C._get_function_stack_at(i) for i in range(n)]
+    return any(not isinstance(mode, torch.utils._device.DeviceContext) for mode in modes)
