@@ -196,9 +196,6 @@ class Fused:
             drop, act = self.drop, self.act
             return drop(act(self.fc(x)))
 
-        pairs = 0  # a tuple's parts aren't followed, but they are decided while they run
-        runs = 0
-
     class LocalAlone(Base):
         def forward(self, x):
             drop = self.drop
@@ -488,7 +485,9 @@ class Left:
 
         def forward(self, x):
             self.h = self.act(self.fc(x))
-            return self.drop(self.h)
+            y = self.drop(self.h)
+            del self.h
+            return y
 
     class InPlace(Base):
         reason = "works in place, on a tensor that others may read"
@@ -534,14 +533,8 @@ class Left:
         def forward(self, x):
             return F.alpha_dropout(F.relu(self.fc(x)), 0.1, self.training)
 
-    class Scaled(Base):
-        reason = "of a scaled input is not the scaled"
-
-        def forward(self, x):
-            return F.elu(self.drop(self.fc(x)))
-
     class Evaluates(Base):
-        reason = "looks variables up in a way of its own"
+        reason = "used again"
 
         def forward(self, x):
             h = self.act(self.fc(x))

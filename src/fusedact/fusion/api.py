@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -53,8 +53,8 @@ def fuse(model: Model, inplace: bool = False, *, lone_dropout: bool = False) -> 
     for module in model.modules():
         _mark(module, None)
     for module, methods in found.roles.items():
-        changes = tuple(rewrite.change(method, tuple(roles)) for method, roles in methods.items())
-        _mark(module, Calls(changes, lone_dropout))
+        changes = (rewrite.change(method, tuple(roles)) for method, roles in methods.items())
+        _mark(module, Calls(tuple(filter(None, changes)), lone_dropout))
     if _calls(model) is None:
         _mark(model, Calls((), lone_dropout))
     return model
@@ -152,11 +152,10 @@ def places(model: nn.Module) -> list[Place]:
     return result
 
 
-def _found(model: nn.Module) -> Iterator[Found]:
-    """The pairs of a fused model; those of modules that joined it since are left."""
+def _found(model: nn.Module) -> list[Found]:
+    """The pairs of a fused model."""
     _check_fused(model)
-    for found in survey(model).found:
-        yield found
+    return survey(model, fused=True).found
 
 
 def _check_fused(model: nn.Module) -> None:

@@ -49,6 +49,9 @@ class Function:
     Attributes:
         nodes: the tree's nodes, in `ast.walk`'s order.
         parents: of each node.
+        names: all names, wherever they stand.
+        evaluates: it may read variables by other means than their names.
+        declares: it says of names that they are another scope's.
         links: between its calls.
         loops: those that call one module after the other.
     """
@@ -59,9 +62,9 @@ class Function:
         self.parents = {child: parent for parent in self.nodes for child in ast.iter_child_nodes(parent)}
         self.names = [n for n in self.nodes if isinstance(n, ast.Name)]
         self.evaluates = any(n.id in _EVALUATORS for n in self.names)
-        self.declared = {
-            name for n in self.nodes if isinstance(n, ast.Global | ast.Nonlocal) for name in n.names
-        }
+        declarations = [n for n in self.nodes if isinstance(n, ast.Global | ast.Nonlocal)]
+        self.declared = {name for n in declarations for name in n.names}
+        self.declares = any(self._scope(n) is node for n in declarations)
         calls = [n for n in self.nodes if isinstance(n, ast.Call)]
         self.links = [link for call in calls for link in self._links(call)]
         self.loops = [loop for n in self.nodes if isinstance(n, ast.For) and (loop := self._loop(n))]
@@ -97,7 +100,9 @@ class Function:
         uses = [n for n in self.names if n.id == name]
         stores = [n for n in uses if isinstance(n.ctx, ast.Store) and _end(n) < _end(second)]
         statement = self._statement(second)
-        stores = [n for n in stores if self._statement(n) is not statement]
+        stores = [
+            n for n in stores if self._statement(n) is not statement and not self._are_apart(n, statement)
+        ]
         if not stores:
             return
         first = self._statement(max(stores, key=_end))
@@ -159,6 +164,19 @@ class Function:
                 before: ast.stmt = block[block.index(statement) - 1]
                 return before
         return None
+
+    def _are_apart(self, one: ast.AST, other: ast.AST) -> bool:
+        """They stand in the two branches of an `if`."""
+        ways = []
+        for node in (one, other):
+            way = {}
+            while node in self.parents:
+                parent = self.parents[node]
+                if isinstance(parent, ast.If):
+                    way[parent] = node in parent.body
+                node = parent
+            ways.append(way)
+        return any(way != ways[1].get(branch, way) for branch, way in ways[0].items())
 
     def _comes_first(self, call: ast.Call, statement: ast.stmt) -> bool:
         """`statement` runs `call` exactly once, and no call before it."""
@@ -263,9 +281,9 @@ class _Liveness:
                 left = self._loop(target, None, body, self.block(orelse, live, jumps), live, jumps)
                 return self._reads(head) or left
             case ast.With(items=items, body=body) | ast.AsyncWith(items=items, body=body):
-                # It may swallow an exception of its body.
-                inner = self.block(body, live, jumps._replace(raises=jumps.raises or live))
-                return inner or any(self._reads(item) for item in items)
+                swallows = any("suppress" in ast.unparse(item) for item in items)
+                inner = jumps._replace(raises=jumps.raises or (swallows and live))
+                return self.block(body, live, inner) or any(self._reads(item) for item in items)
             case ast.Match(subject=subject, cases=cases):
                 bodies = [self.block(case.body, live, jumps) for case in cases]
                 return self._reads(subject) or live or any(bodies) or any(map(self._reads, cases))

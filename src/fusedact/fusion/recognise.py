@@ -374,11 +374,11 @@ def by_name(name: str) -> Half | None:
     return Half(name) if re.search(r"act(_?fn|ivation\w*)?$|nonlin", last) else None
 
 
-def order(first: Half, second: Half) -> str:
-    """Why the kernels can't stand for the two in that order; empty if they can."""
-    if not first.dropout or (second.row and commutes(second.row)):
-        return ""
-    return f"dropout comes first, and {second.text} of a scaled input is not the scaled {second.text}"
+def make_pair(first: Half, second: Half) -> bool:
+    """Two calls, one on the other's result, are an activation and its dropout, or the same function of both."""
+    if first.dropout:
+        return second.row is not None and commutes(second.row)
+    return second.dropout and not first.identity
 
 
 def _no_kernel(cls: type, base: type) -> str:
@@ -398,7 +398,7 @@ def _touched(module: nn.Module) -> str:
 
 def takes(input: Any, activated: Activated) -> bool:
     """The kernels take the input, and compute what the two calls do."""
-    if not isinstance(input, Tensor) or input.dtype not in ops.DTYPES:
+    if (type(input) is not Tensor and type(input) is not nn.Parameter) or input.dtype not in ops.DTYPES:
         return False
     if activated.widens and torch.is_autocast_enabled(input.device.type):
         return False

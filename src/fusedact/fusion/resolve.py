@@ -30,10 +30,14 @@ class Scope:
         code, closure = method.code, method.function.__closure__ or ()
         self.cells = {name: contents(cell) for name, cell in zip(code.co_freevars, closure, strict=True)}
 
+    def is_self(self, node: ast.AST) -> bool:
+        """It is the name of the method's first parameter."""
+        return isinstance(node, ast.Name) and node.id == self.method.self
+
     def values(self, node: ast.AST | None, seen: frozenset[str] = frozenset()) -> list[Any] | None:
         """All that the expression may stand for; None if that isn't known."""
         match node:
-            case ast.Name(id=name) if name == self.method.self:
+            case ast.Name() if self.is_self(node):
                 return [self.module]
             case ast.Name(id=name):
                 return self._variable(name, seen)

@@ -64,23 +64,23 @@ def changeable(method: Method) -> str:
         return f"the source of {method.owner.__name__}.{method.name} can't be read"
     function = Function(method.node)
     stored = {n.id for n in function.names if not isinstance(n.ctx, ast.Load)}
-    if not method.self or method.self in stored | function.declared or function.declared:
+    if not method.self or method.self in stored | function.declared:
         return f"{method.name} has no self to tell whether the module is fused"
-    if "getattr" in stored or "getattr" in method.function.__globals__ or function.evaluates:
+    if "getattr" in stored or "getattr" in method.function.__globals__ or function.evaluates or function.declares:
         return f"{method.name} looks variables up in a way of its own"
     return ""
 
 
-def change(method: Method, roles: Iterable[Role]) -> Change:
-    """Change a method's code for all instances of its class that are fused."""
+def change(method: Method, roles: Iterable[Role]) -> Change | None:
+    """Change a method's code for all instances of its class that are fused; None if that isn't possible."""
     assert method.node is not None
     known = dict(_roles.get(method.function, {}))
     for role in roles:
         known[role.index] = max(role.kind, known.get(role.index, "finish"), key=_STRENGTH.index)
     if known != _roles.get(method.function):
         code = compiled(method, _Rewriter(method, known).function())
-        assert code is not None
-        assert code.co_freevars == method.code.co_freevars
+        if code is None or code.co_freevars != method.code.co_freevars:
+            return None
         originals.setdefault(method.function, method.function.__code__)
         method.function.__code__ = code
         _roles[method.function] = known
@@ -88,7 +88,7 @@ def change(method: Method, roles: Iterable[Role]) -> Change:
 
 
 def is_changed(method: Method, index: int) -> bool:
-    """The node of that index goes through `Calls`."""
+    """The node of that index goes through the calls of modules that are fused."""
     return index in _roles.get(method.function, {})
 
 

@@ -2,7 +2,7 @@
 
 import ast
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from . import recognise, rewrite
-from .dataflow import Function, argument
+from .dataflow import Function, argument, is_method
 from .pair import Key
 from .recognise import Half
 from .resolve import Scope, elements_of
 from .rewrite import Role
 from .source import Method, methods, names
 
+SINCE = "it joined the model after that was fused"
 _function = functools.lru_cache(maxsize=4096)(lambda node: Function(node))
 
 
@@ -47,15 +48,20 @@ class Found:
 
 @dataclass
 class Survey:
-    """A model's pairs, and by module the code that has to change for them."""
+    """A model's pairs, and by module the code that has to change for them.
 
+    Attributes:
+        fused: the model is fused: code that hasn't changed is a reason.
+    """
+
+    fused: bool = False
     found: list[Found] = field(default_factory=list)
     roles: dict[nn.Module, dict[Method, set[Role]]] = field(default_factory=dict)
 
 
-def survey(model: nn.Module, lone_dropout: bool = False) -> Survey:
+def survey(model: nn.Module, lone_dropout: bool = False, fused: bool = False) -> Survey:
     """Look at all modules of a model."""
-    result = Survey()
+    result = Survey(fused)
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue
@@ -77,6 +83,7 @@ class _Code:
 
     def __init__(self, module: nn.Module, path: str, method: Method, lone_dropout: bool) -> None:
         self.module, self.path, self.method, self.lone = module, path, method, lone_dropout
+        self.changed: Callable[[int], bool] = lambda index: True
 
     def look(self, result: Survey) -> None:
         """Add what is found."""
@@ -93,6 +100,9 @@ class _Code:
         self.scope = Scope(module, method, self.flow)
         self.index = {node: i for i, node in enumerate(self.flow.nodes)}
         problem = rewrite.changeable(method)
+        if result.fused and not problem:
+            marked = getattr(module._non_persistent_buffers_set, "fusedact", None) is not None
+            self.changed = (lambda index: rewrite.is_changed(method, index)) if marked else lambda index: False
         roles: set[Role] = set()
         result.found += self._pairs(problem, roles)
         result.found += self._chains(problem, roles)
@@ -120,11 +130,12 @@ class _Code:
                     continue
                 for second, reason, between in self._reached(first, following, halves):
                     for other in halves[second]:
-                        if one.dropout == other.dropout or other.identity:
+                        if not recognise.make_pair(one, other):
                             continue
                         activation = other if one.dropout else one
-                        why = one.problem or other.problem or recognise.order(one, other) or reason or problem
-                        why = why or self._in_place(one, other, first)
+                        why = one.problem or other.problem or reason or problem
+                        why = why or self._in_place(one, first)
+                        why = why or ("" if self.changed(self.index[second]) else SINCE)
                         if not reason:
                             self._role(first, one, roles)
                             for call in between:
@@ -154,6 +165,9 @@ class _Code:
         """What a call may be in a pair."""
         if argument(call) is None:
             return []
+        if is_method(call):
+            half = recognise.half(getattr(torch.Tensor, call.func.attr))  # type: ignore[attr-defined]
+            return [half] if half and not self.scope.is_self(call.func.value) else []  # type: ignore[attr-defined]
         values = self.scope.values(call.func)
         if values is None:
             half = recognise.by_name(ast.unparse(call.func))
@@ -169,7 +183,7 @@ class _Code:
                 found[half] = None
         return list(found)
 
-    def _in_place(self, one: Half, other: Half, first: ast.Call) -> str:
+    def _in_place(self, one: Half, first: ast.Call) -> str:
         if one.inplace or self._says_inplace(first):
             producer = self.flow.producer(first)
             values = self.scope.values(producer)
@@ -205,7 +219,7 @@ class _Code:
                 paths = {id(m): p for p, m in self.module.named_modules()}
                 base = paths.get(id(value), "") if isinstance(value, nn.Module) else ""
                 links = list(_chain(self.module, each, join(self.path, base), key, ()))
-                yield from _neighbours(links, problem)
+                yield from _neighbours(links, problem or ("" if self.changed(index) else SINCE))
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,10 +260,10 @@ def _neighbours(links: list[_Element], problem: str) -> Iterator[Found]:
         half = recognise.half(link.module)
         if half and half.identity:
             continue
-        if held and half and held[1].dropout != half.dropout:
+        if held and half and recognise.make_pair(held[1], half):
             at, one = held
             first, nested = links[at], len(link.nest) > 1
-            reason = one.problem or half.problem or recognise.order(one, half) or problem
+            reason = one.problem or half.problem or problem
             if not reason and one.inplace and not (at and recognise.is_fresh(links[at - 1].module)):
                 reason = f"{one.text} works in place, on a tensor that others may read"
             if not (nested and first.nest[0] == link.nest[0]):  # else the inner chain has it
