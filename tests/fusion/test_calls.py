@@ -176,7 +176,7 @@ class Fused:
             return self.drops[-1](F.relu(self.fc(x)))
 
     class Index(Base):
-        runs, pairs = 2, 2  # either of the two dropouts
+        runs, pairs = 2, 1
 
         def forward(self, x):
             for i in range(2):
@@ -184,7 +184,7 @@ class Fused:
             return x
 
     class Zipped(Base):
-        runs, pairs = 2, 2
+        runs, pairs = 2, 1
 
         def forward(self, x):
             for i, (layer, drop) in enumerate(zip([self.fc, self.fc2], self.drops, strict=True)):

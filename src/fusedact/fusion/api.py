@@ -10,7 +10,7 @@ from torch import nn
 
 from ..activations import Activation, check_flag, check_module
 from . import recognise, rewrite
-from .pair import Calls, Key, Marked
+from .pair import Calls, Key, calls_of, mark
 from .report import FusionReport, Pair
 from .survey import Found, survey
 
@@ -51,12 +51,12 @@ def fuse(model: Model, inplace: bool = False, *, lone_dropout: bool = False) -> 
     recognise.refresh()
     found = survey(model, lone_dropout)
     for module in model.modules():
-        _mark(module, None)
+        mark(module, None)
     for module, methods in found.roles.items():
         changes = (rewrite.change(method, tuple(roles)) for method, roles in methods.items())
-        _mark(module, Calls(tuple(filter(None, changes)), lone_dropout))
-    if _calls(model) is None:
-        _mark(model, Calls((), lone_dropout))
+        mark(module, Calls(tuple(filter(None, changes)), lone_dropout))
+    if calls_of(model) is None:
+        mark(model, Calls((), lone_dropout))
     return model
 
 
@@ -75,7 +75,7 @@ def unfuse(model: Model) -> Model:
     """
     _check_fused(model)
     for module in model.modules():
-        _mark(module, None)
+        mark(module, None)
     return model
 
 
@@ -91,9 +91,7 @@ def fusion_report(model: nn.Module) -> FusionReport:
     """
     report = FusionReport()
     for found in _found(model):
-        saves = ""
-        if not found.reason:
-            saves = found.half.row.saved.value if found.half.row else "decided while it runs"
+        saves = "" if found.reason else recognise.saves(found.half.row)
         pair = Pair(found.at, found.text, found.reason, saves)
         (report.left if found.reason else report.fused).append(pair)
     return report
@@ -108,12 +106,14 @@ class Place:
         path: its name in the model.
         name: of the place, as in "features.1-2" or "mlp.forward: F.relu -> self.drop".
         row: the activation's; None if that is known only while it runs.
+        activation: the module that is called for it; None for a function.
     """
 
     module: nn.Module
     path: str
     name: str
     row: Activation | None
+    activation: nn.Module | None
     key: Key
 
     def watch(self, watcher: Any) -> Callable[[], None]:
@@ -124,7 +124,7 @@ class Place:
         Returns:
             A function that ends it.
         """
-        calls = _calls(self.module)
+        calls = calls_of(self.module)
         if calls is None:
             raise ValueError(f"the model has to be fused while place {self.name!r} is watched, but it isn't")
         watchers = calls.watchers
@@ -142,39 +142,25 @@ class Place:
 
 def places(model: nn.Module) -> list[Place]:
     """The places of a fused model where pairs run fused, each with a name of its own."""
-    fused = [found for found in _found(model) if not found.reason]
-    counts, numbers = Counter(found.name for found in fused), Counter[str]()
+    fused = {(id(found.module), found.key): found for found in _found(model) if not found.reason}
+    counts, numbers = Counter(found.name for found in fused.values()), Counter[str]()
     result = []
-    for found in fused:
+    for found in fused.values():
         numbers[found.name] += 1
         name = f"{found.name} [{numbers[found.name]}]" if counts[found.name] > 1 else found.name
-        result.append(Place(found.module, found.path, name, found.half.row, found.key))
+        result.append(Place(found.module, found.path, name, found.half.row, found.half.module, found.key))
     return result
 
 
 def _found(model: nn.Module) -> list[Found]:
     """The pairs of a fused model."""
     _check_fused(model)
-    return survey(model, fused=True).found
+    return list(survey(model, fused=True).pairs.values())
 
 
 def _check_fused(model: nn.Module) -> None:
     check_module("model", model)
-    if not any(_calls(module) for module in model.modules()):
+    if not any(calls_of(module) for module in model.modules()):
         raise ValueError(
             f"model has to be one that fusedact.fuse returned, but this {type(model).__name__} isn't fused"
         )
-
-
-def _calls(module: nn.Module) -> Calls | None:
-    return getattr(module._non_persistent_buffers_set, "fusedact", None)
-
-
-def _mark(module: nn.Module, calls: Calls | None) -> None:
-    """Mark a module as fused, or, with None, as not."""
-    if calls is not None:
-        marked = Marked(module._non_persistent_buffers_set)
-        marked.fusedact = calls
-        module._non_persistent_buffers_set = marked
-    elif _calls(module) is not None:
-        module._non_persistent_buffers_set = set(module._non_persistent_buffers_set)

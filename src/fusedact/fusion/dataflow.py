@@ -52,6 +52,7 @@ class Function:
         names: all names, wherever they stand.
         evaluates: it may read variables by other means than their names.
         declares: it says of names that they are another scope's.
+        calls: in the order of their ends.
         links: between its calls.
         loops: those that call one module after the other.
     """
@@ -65,8 +66,8 @@ class Function:
         declarations = [n for n in self.nodes if isinstance(n, ast.Global | ast.Nonlocal)]
         self.declared = {name for n in declarations for name in n.names}
         self.declares = any(self._scope(n) is node for n in declarations)
-        calls = [n for n in self.nodes if isinstance(n, ast.Call)]
-        self.links = [link for call in calls for link in self._links(call)]
+        self.calls = sorted((n for n in self.nodes if isinstance(n, ast.Call)), key=_end)
+        self.links = [link for call in self.calls for link in self._links(call)]
         self.loops = [loop for n in self.nodes if isinstance(n, ast.For) and (loop := self._loop(n))]
 
     def producer(self, call: ast.Call) -> ast.expr | None:

@@ -8,7 +8,7 @@ the two calls run as they were written, in their order.
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import recognise
 from .recognise import Activated, Dropped
@@ -84,9 +84,9 @@ class Calls:
             if alone is not None:
                 return alone
         if recognise.is_sequence(callee) and len(args) == 1 and not kwargs:
-            calls = getattr(callee._non_persistent_buffers_set, "fusedact", None)
+            calls = calls_of(callee)
             if calls is not None:
-                return calls.chain(CHAIN, callee, held, True)
+                return calls.chain(CHAIN, callee, held, fresh, True)
         if type(held) is Deferred:
             args, kwargs = ((held.run(), *args[1:]), kwargs) if args else (args, {**kwargs, "input": held.run()})
         found = recognise.activation(callee, args, kwargs) or recognise.dropout(callee, args, kwargs)
@@ -98,9 +98,10 @@ class Calls:
         """A call whose result goes where nothing is known of it."""
         return value(self.begin(key, None, callee, *args, **kwargs))
 
-    def chain(self, key: Key, callees: Iterable[Any], held: Any, opens: bool = False) -> Any:
+    def chain(
+        self, key: Key, callees: Iterable[Any], held: Any, fresh: Any = None, opens: bool = False
+    ) -> Any:
         """One call after the other, as `nn.Sequential` does. With `opens` the last may be put off."""
-        fresh = None
         for i, callee in enumerate(callees):
             held = self.begin((key, i), fresh, callee, held)
             fresh = callee
@@ -158,3 +159,18 @@ class Marked(set[str]):
 
     fusedact: Calls
 
+
+
+def calls_of(module: nn.Module) -> Calls | None:
+    """The calls of a fused module; None if it isn't fused."""
+    return getattr(module._non_persistent_buffers_set, "fusedact", None)
+
+
+def mark(module: nn.Module, calls: Calls | None) -> None:
+    """Mark a module as fused; with None, as not."""
+    if calls is not None:
+        marked = Marked(module._non_persistent_buffers_set)
+        marked.fusedact = calls
+        module._non_persistent_buffers_set = marked
+    elif calls_of(module) is not None:
+        module._non_persistent_buffers_set = set(module._non_persistent_buffers_set)

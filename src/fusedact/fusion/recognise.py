@@ -18,7 +18,7 @@ from torch.nn.modules import module as _torch_module
 
 from .. import functional as _rows  # noqa: F401  (registers the rows)
 from .. import ops
-from ..activations import ROWS, Activation
+from ..activations import ROWS, Activation, Saved
 
 run = ops.activation_dropout
 
@@ -95,6 +95,7 @@ class Half:
         inplace: works in place.
         identity: changes nothing.
         problem: why no kernel can stand for it.
+        module: that is called; None if it isn't one.
     """
 
     text: str
@@ -103,6 +104,7 @@ class Half:
     inplace: bool = False
     identity: bool = False
     problem: str = ""
+    module: nn.Module | None = None
 
 
 class Known(NamedTuple):
@@ -340,15 +342,16 @@ def half(callee: Any) -> Half | None:
         return Half(name, identity=True) if is_identity(callee) else None
     if isinstance(callee, nn.modules.dropout._DropoutNd):
         problem = "" if cls is nn.Dropout else _no_kernel(cls, nn.Dropout)
-        return Half(f"{name}(p={callee.p})", True, None, inplace, problem=problem or _touched(callee))
+        return Half(f"{name}(p={callee.p})", True, None, inplace, False, problem or _touched(callee), callee)
     if known is None:
         base = next((base for base in cls.__mro__ if known_module(base) or base in _OTHERS), None)
         problem = base and _no_kernel(cls, base)
-        return Half(name, False, None, inplace, problem=problem) if problem else None
+        return Half(name, False, None, inplace, False, problem, callee) if problem else None
     row = ROWS.get(row_name(known, own.get("approximate", "none")))
     problem = _touched(callee) if row else f"no fused kernel for {name}"
     arguments = ", ".join(f"{parameter}={own[parameter]}" for parameter in known.parameters)
-    return Half(f"{name}({arguments})" if arguments else name, False, row, inplace, problem=problem)
+    text = f"{name}({arguments})" if arguments else name
+    return Half(text, False, row, inplace, False, problem, callee)
 
 
 def _function_half(function: Any) -> Half | None:
@@ -372,6 +375,14 @@ def by_name(name: str) -> Half | None:
     if "drop" in last:
         return Half(name, True)
     return Half(name) if re.search(r"act(_?fn|ivation\w*)?$|nonlin", last) else None
+
+
+_SAVES = {Saved.ALIVE: "1 bit", Saved.FLAG: "2 bits", Saved.INPUT: "1 bit and the input"}
+
+
+def saves(row: Activation | None) -> str:
+    """What a pair keeps for backward, per element."""
+    return "what its activation needs" if row is None else _SAVES[row.saved]
 
 
 def make_pair(first: Half, second: Half) -> bool:

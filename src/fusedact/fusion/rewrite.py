@@ -155,8 +155,8 @@ class _Rewriter(ast.NodeTransformer):
 
     def visit_For(self, node: ast.For) -> ast.AST:
         index, kind = self.roles.get(node, (0, ""))
-        self.generic_visit(node)
         if not kind:
+            self.generic_visit(node)
             return node
         assign: Any = node.body[0]
         arguments = [ast.Constant(key(self.method, index)), node.iter, assign.value.args[0]]

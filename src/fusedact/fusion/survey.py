@@ -2,8 +2,8 @@
 
 import ast
 import functools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 
 from . import recognise, rewrite
 from .dataflow import Function, argument, is_method
-from .pair import Key
+from .pair import CHAIN, Key, calls_of
 from .recognise import Half
 from .resolve import Scope, elements_of
 from .rewrite import Role
@@ -34,6 +34,7 @@ class Found:
         text: the two halves.
         half: the activation.
         reason: why it runs as it is written; empty if it can be fused.
+        callers: in a chain, the modules that call the two.
     """
 
     module: nn.Module
@@ -44,30 +45,33 @@ class Found:
     text: str
     half: Half
     reason: str
+    callers: tuple[nn.Module, ...] = ()
 
 
 @dataclass
 class Survey:
-    """A model's pairs, and by module the code that has to change for them.
+    """A model's pairs, and by module the code that has to change for them."""
 
-    Attributes:
-        fused: the model is fused: code that hasn't changed is a reason.
-    """
-
-    fused: bool = False
-    found: list[Found] = field(default_factory=list)
+    pairs: dict[Any, Found] = field(default_factory=dict)
     roles: dict[nn.Module, dict[Method, set[Role]]] = field(default_factory=dict)
+
+    def add(self, found: Iterable[Found]) -> None:
+        """Add pairs. One that is found twice, alone and as a part of a longer chain, is fused if either is."""
+        for pair in found:
+            key = id(pair.module), pair.key, pair.text
+            if key not in self.pairs or not pair.reason:
+                self.pairs[key] = pair
 
 
 def survey(model: nn.Module, lone_dropout: bool = False, fused: bool = False) -> Survey:
-    """Look at all modules of a model."""
-    result = Survey(fused)
+    """Look at all modules of a model; of one that is `fused`, at what code of it isn't changed."""
+    result = Survey()
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue
         for method in methods(type(module)):
             if _may_have_pairs(module, method):
-                _Code(module, path, method, lone_dropout).look(result)
+                _Code(module, path, method, lone_dropout, fused).look(result)
     return result
 
 
@@ -81,8 +85,9 @@ def _may_have_pairs(module: nn.Module, method: Method) -> bool:
 class _Code:
     """One method of one module."""
 
-    def __init__(self, module: nn.Module, path: str, method: Method, lone_dropout: bool) -> None:
+    def __init__(self, module: nn.Module, path: str, method: Method, lone_dropout: bool, fused: bool) -> None:
         self.module, self.path, self.method, self.lone = module, path, method, lone_dropout
+        self.fused = fused
         self.changed: Callable[[int], bool] = lambda index: True
 
     def look(self, result: Survey) -> None:
@@ -94,18 +99,18 @@ class _Code:
             method.name == "forward" and own is not None and getattr(own, "__self__", None) is not module
         ):
             reason = "its forward was replaced" if own is not None else rewrite.changeable(method)
-            result.found += self._hidden(reason)
+            result.add(self._hidden(reason))
             return
         self.flow: Function = _function(method.node)
         self.scope = Scope(module, method, self.flow)
         self.index = {node: i for i, node in enumerate(self.flow.nodes)}
         problem = rewrite.changeable(method)
-        if result.fused and not problem:
-            marked = getattr(module._non_persistent_buffers_set, "fusedact", None) is not None
-            self.changed = (lambda index: rewrite.is_changed(method, index)) if marked else lambda index: False
+        if self.fused and not problem:
+            marked = calls_of(module) is not None
+            self.changed = lambda index: marked and rewrite.is_changed(method, index)
         roles: set[Role] = set()
-        result.found += self._pairs(problem, roles)
-        result.found += self._chains(problem, roles)
+        result.add(self._pairs(problem, roles))
+        result.add(self._chains(problem, roles))
         if roles and not problem:
             result.roles.setdefault(module, {})[method] = roles
 
@@ -120,13 +125,14 @@ class _Code:
     # Pairs of calls ----------------------------------------------------------------------------------
 
     def _pairs(self, problem: str, roles: set[Role]) -> Iterator[Found]:
-        halves = {call: self._halves(call) for call in self.flow.nodes if isinstance(call, ast.Call)}
+        halves = {call: self._halves(call) for call in self.flow.calls}
         following: dict[ast.Call, list[Any]] = {}
         for link in self.flow.links:
             following.setdefault(link.first, []).append(link)
+        taken: set[ast.Call] = set()  # of two pairs with a call in common, the first runs fused
         for first, found in halves.items():
             for one in found:
-                if one.identity:
+                if one.identity or first in taken:
                     continue
                 for second, reason, between in self._reached(first, following, halves):
                     for other in halves[second]:
@@ -141,6 +147,8 @@ class _Code:
                             for call in between:
                                 roles.add(Role(self.index[call], "begin"))
                             roles.add(Role(self.index[second], "finish"))
+                        if not why:
+                            taken.add(second)
                         text = f"{self._text(first)} -> {self._text(second)}"
                         yield self._found(rewrite.key(self.method, self.index[second]), text, activation, why)
         if self.lone:
@@ -176,7 +184,7 @@ class _Code:
         for value in values:
             half = recognise.half(value)
             if half is None and recognise.is_sequence(value):
-                links = list(_links(value, "", ()))
+                links = list(_links(value, ""))
                 half = recognise.half(links[-1].module) if links else None
                 half = half if half and not half.dropout else None
             if half:
@@ -218,35 +226,35 @@ class _Code:
             for value, each in elements:
                 paths = {id(m): p for p, m in self.module.named_modules()}
                 base = paths.get(id(value), "") if isinstance(value, nn.Module) else ""
-                links = list(_chain(self.module, each, join(self.path, base), key, ()))
-                yield from _neighbours(links, problem or ("" if self.changed(index) else SINCE))
+                links = list(_chain(self.module, each, join(self.path, base), key))
+                for pair in _neighbours(links, problem):
+                    callers = {self.module, *pair.callers}
+                    joined = not self.changed(index) or (self.fused and None in map(calls_of, callers))
+                    yield replace(pair, reason=SINCE) if joined and not pair.reason else pair
 
 
 @dataclass(frozen=True, eq=False)
 class _Element:
-    """A module in a chain: who calls it under which key, and its place in the nest of chains."""
+    """A module in a chain: who calls it under which key, and its path."""
 
     caller: nn.Module
     path: str
     key: Key
     module: nn.Module
-    nest: tuple[int, ...]
 
 
-def _chain(
-    caller: nn.Module, children: Any, path: str, key: Any, nest: tuple[int, ...]
-) -> Iterator[_Element]:
+def _chain(caller: nn.Module, children: Any, path: str, key: Any) -> Iterator[_Element]:
     names = {id(child): name for name, child in caller._modules.items()}
     for i, child in enumerate(children):
         name = names.get(id(child), str(i))
         if recognise.is_sequence(child):
-            yield from _links(child, join(path, name), (*nest, i))
+            yield from _links(child, join(path, name))
         else:
-            yield _Element(caller, join(path, name), (key, i), child, (*nest, i))
+            yield _Element(caller, join(path, name), (key, i), child)
 
 
-def _links(sequence: nn.Module, path: str, nest: tuple[int, ...]) -> Iterator[_Element]:
-    return _chain(sequence, elements_of(sequence), path, "Sequential.forward", nest)
+def _links(sequence: nn.Module, path: str) -> Iterator[_Element]:
+    return _chain(sequence, elements_of(sequence), path, CHAIN)
 
 
 def join(path: str, name: str) -> str:
@@ -262,14 +270,14 @@ def _neighbours(links: list[_Element], problem: str) -> Iterator[Found]:
             continue
         if held and half and recognise.make_pair(held[1], half):
             at, one = held
-            first, nested = links[at], len(link.nest) > 1
+            first = links[at]
             reason = one.problem or half.problem or problem
             if not reason and one.inplace and not (at and recognise.is_fresh(links[at - 1].module)):
                 reason = f"{one.text} works in place, on a tensor that others may read"
-            if not (nested and first.nest[0] == link.nest[0]):  # else the inner chain has it
-                parent, _, last = link.path.rpartition(".")
-                text, name = f"{one.text} -> {half.text}", f"{first.path}-{last}"
-                activation = half if one.dropout else one
-                yield Found(link.caller, parent, link.path, name, link.key, text, activation, reason)
+            parent, _, last = link.path.rpartition(".")
+            text, name = f"{one.text} -> {half.text}", f"{first.path}-{last}"
+            activation = half if one.dropout else one
+            callers = first.caller, link.caller
+            yield Found(link.caller, parent, link.path, name, link.key, text, activation, reason, callers)
             half = half if reason else None  # of two pairs with a module in common, the first runs fused
         held = (i, half) if half else None
