@@ -334,8 +334,7 @@ class ActivityMonitor:
     """Counts which units of a model fire, from now on until `close`; as a context manager, to its end.
 
     It watches fused modules and `nn.ReLU`, `nn.LeakyReLU` and `nn.ELU`. Calls of functions (`F.relu(x)`)
-    aren't seen; `fusedact.fuse` makes modules of those that a dropout follows. Nothing waits for the GPU
-    until a report is asked for.
+    aren't seen. Nothing waits for the GPU until a report is asked for.
 
     - Which units fire is counted in all samples: in the kernels of a fused module from a bit per element
       that forward packs, elsewhere from the input, which is read once more.
@@ -540,7 +539,7 @@ def _watched(model: nn.Module, units: int | Mapping[str, int] | None, mode: str,
         kinds = ", ".join(f"nn.{row.module.__name__}" for row in ACTIVATIONS)
         raise ValueError(
             f"model has to have a fused module or one of {kinds} to watch, but this {type(model).__name__} "
-            "has none. Functions can't be watched; fusedact.fuse makes modules of those before a dropout"
+            "has none. Functions can't be watched"
         )
     _choose(layers, units)
     return layers

@@ -17,7 +17,8 @@ def kernels(monkeypatch):
         return run(row, x, parameters, p, training, *rest)
 
     monkeypatch.setattr(recognise, "run", counting)
-    monkeypatch.setattr(recognise, "takes", lambda x, activated: type(x) in (torch.Tensor, torch.nn.Parameter))
+    monkeypatch.setattr(recognise, "_TRITON", True)
+    monkeypatch.setattr(recognise, "_runs_kernels", lambda x: type(x) in (torch.Tensor, torch.nn.Parameter))
     return calls
 
 

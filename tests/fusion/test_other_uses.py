@@ -261,8 +261,6 @@ class Used:
                     x = layer(x)
             return x
 
-
-
     class Children(Parent):
         def forward(self, x):
             for child in self.block.children():

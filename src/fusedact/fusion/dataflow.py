@@ -130,7 +130,9 @@ class Function:
         """The same for an attribute, which others can read at any time."""
         for n in self.nodes:
             if isinstance(n, ast.Assign) and isinstance(n.value, ast.Call) and _end(n) < _start(second):
-                if any(isinstance(t, ast.Attribute) and ast.unparse(t) == ast.unparse(load) for t in n.targets):
+                if any(
+                    isinstance(t, ast.Attribute) and ast.unparse(t) == ast.unparse(load) for t in n.targets
+                ):
                     yield n.value, KEPT
 
     def _is_read(self, name: ast.Name) -> bool:

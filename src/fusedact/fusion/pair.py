@@ -11,30 +11,25 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import recognise
-from .recognise import Activated, Dropped
+from .recognise import Activated
 
 Key = tuple[Any, ...] | str  # of a place in a module's code
 CHAIN = "Sequential.forward"
 
 
 class Deferred:
-    """A call that is put off; what it computes depends on its arguments alone."""
+    """A call that is put off: an activation, or a dropout of the probability `found`."""
 
     __slots__ = ("args", "callee", "found", "kwargs")
 
     def __init__(
-        self, callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: Activated | Dropped
+        self, callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: Activated | float
     ) -> None:
         self.callee, self.args, self.kwargs, self.found = callee, args, kwargs, found
 
     def run(self) -> Any:
         """The call as it was written."""
         return _call(self.callee, self.args, self.kwargs)
-
-    @property
-    def input(self) -> Any:
-        """What the call gets."""
-        return self.args[0] if self.args else self.kwargs["input"]
 
 
 def value(result: Any) -> Any:
@@ -77,26 +72,42 @@ class Calls:
             together = self._together(key, held, callee, args, kwargs)
             if together is not None:
                 return together
-            if recognise.is_identity(callee):
-                return held
-        elif self.lone_dropout:
-            alone = _alone(callee, args, kwargs)
-            if alone is not None:
-                return alone
-        if recognise.is_sequence(callee) and len(args) == 1 and not kwargs:
-            calls = calls_of(callee)
-            if calls is not None:
-                return calls.chain(CHAIN, callee, held, fresh, True)
-        if type(held) is Deferred:
-            args, kwargs = ((held.run(), *args[1:]), kwargs) if args else (args, {**kwargs, "input": held.run()})
-        found = recognise.activation(callee, args, kwargs) or recognise.dropout(callee, args, kwargs)
-        if found is None or (found.inplace and not recognise.is_fresh(fresh)):
-            return _call(callee, args, kwargs)
-        return Deferred(callee, args, kwargs, found)
+        return self._put_off(fresh, callee, args, kwargs)
 
     def finish(self, key: Key, callee: Any, /, *args: Any, **kwargs: Any) -> Any:
         """A call whose result goes where nothing is known of it."""
-        return value(self.begin(key, None, callee, *args, **kwargs))
+        held = args[0] if args else kwargs["input"]
+        if type(held) is Deferred:
+            together = self._together(key, held, callee, args, kwargs)
+            if together is not None:
+                return together
+        return value(self._put_off(None, callee, args, kwargs))
+
+    def _put_off(self, fresh: Any, callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call that makes no pair with its input."""
+        held = args[0] if args else kwargs["input"]
+        if type(held) is Deferred:
+            if recognise.is_identity(callee):
+                return held
+            calls = calls_of(callee) if recognise.is_sequence(callee) else None
+            if calls is not None and len(args) == 1 and not kwargs:
+                return calls.chain(CHAIN, callee, held, fresh, True)
+            held = held.run()
+            args, kwargs = ((held, *args[1:]), kwargs) if args else (args, {**kwargs, "input": held})
+        found: Activated | float | None = recognise.activation(callee, args, kwargs)
+        if found is None:
+            calls = calls_of(callee) if recognise.is_sequence(callee) else None
+            if calls is not None and len(args) == 1 and not kwargs:
+                return calls.chain(CHAIN, callee, held, fresh, True)
+            if self.lone_dropout:
+                alone = _alone(callee, args, kwargs)
+                if alone is not None:
+                    return alone
+            found = recognise.dropout(callee, args, kwargs)
+        inplace = found.inplace if type(found) is Activated else recognise.is_inplace(callee, args, kwargs)
+        if found is None or (inplace and not recognise.is_fresh(fresh)):
+            return _call(callee, args, kwargs)
+        return Deferred(callee, args, kwargs, found)
 
     def chain(
         self, key: Key, callees: Iterable[Any], held: Any, fresh: Any = None, opens: bool = False
@@ -113,34 +124,32 @@ class Calls:
         """One kernel's result for both calls; None if they have to run as they were written."""
         found = held.found
         if type(found) is Activated:
-            activated, dropped = found, recognise.dropout(callee, args, kwargs)
+            activated, p = found, recognise.dropout(callee, args, kwargs)
         else:
-            activated, dropped = recognise.activation(callee, args, kwargs), found
+            activated, p = recognise.activation(callee, args, kwargs), found
             if activated is None or not recognise.commutes(activated.row):
                 return None
-        x = held.input
-        if self.watchers and key in self.watchers:
-            training = getattr(callee, "training", True) if dropped is None else dropped.training
-            watchers = tuple([w for w in self.watchers[key] if w.wants(training)])
-        else:
-            watchers = ()
-        if dropped is not None and dropped.training and 0 < dropped.p < 1 and recognise.takes(x, activated):
-            return recognise.run(
-                activated.row, x, activated.parameters, dropped.p, True, False, "eager", watchers
-            )
+        watchers = self._watching(key, callee) if self.watchers else ()
+        x = held.args[0] if held.args else held.kwargs["input"]
+        if p is not None and 0.0 < p < 1.0 and recognise.takes(x, activated):
+            return recognise.run(activated.row, x, activated.parameters, p, True, False, "eager", watchers)
         for watcher in watchers:
             watcher(x)
         return None
 
+    def _watching(self, key: Key, callee: Any) -> tuple[Any, ...]:
+        training = callee.training if isinstance(callee, nn.Module) else True
+        return tuple([watcher for watcher in self.watchers.get(key, ()) if watcher.wants(training)])
+
 
 def _alone(callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """The result of a dropout that follows no activation, with one bit kept; None if no kernel gives it."""
-    dropped, identity = recognise.dropout(callee, args, kwargs), recognise.identity()
-    if dropped is None or identity is None or dropped.inplace or not dropped.training:
+    p, identity = recognise.dropout(callee, args, kwargs), recognise.identity()
+    if p is None or identity is None or recognise.is_inplace(callee, args, kwargs):
         return None
     x = args[0] if args else kwargs["input"]
-    if 0 < dropped.p < 1 and recognise.takes(x, identity):
-        return recognise.run(identity.row, x, (), dropped.p, True, False, "eager")
+    if 0 < p < 1 and recognise.takes(x, identity):
+        return recognise.run(identity.row, x, (), p, True, False, "eager")
     return None
 
 
@@ -158,7 +167,6 @@ class Marked(set[str]):
     """
 
     fusedact: Calls
-
 
 
 def calls_of(module: nn.Module) -> Calls | None:

@@ -14,7 +14,12 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules import module as _torch_module
+from torch.nn.modules.module import (
+    _global_backward_hooks,
+    _global_backward_pre_hooks,
+    _global_forward_hooks,
+    _global_forward_pre_hooks,
+)
 
 from .. import functional as _rows  # noqa: F401  (registers the rows)
 from .. import ops
@@ -80,8 +85,11 @@ _OTHER_DROPOUTS = {
 # Elementwise activations without a row. Softmax is followed by dropout everywhere, but is none.
 _OTHERS = {nn.RReLU, nn.PReLU}
 _OTHER_FUNCTIONS = {F.rrelu, F.prelu, torch.rrelu, torch.prelu}
-_forwards = {cls: cls.forward for cls in (nn.Dropout, nn.Identity, nn.Sequential)}
-_f_dropout = F.dropout
+# Looked up once: they are asked at every call.
+_Dropout, _dropout_forward, _f_dropout = nn.Dropout, nn.Dropout.forward, F.dropout
+_identity_forward, _sequential_forward = nn.Identity.forward, nn.Sequential.forward
+_runs_kernels, _TRITON = ops._runs_kernels, ops._TRITON
+_function_modes: Callable[[], int] = torch._C._len_torch_function_stack
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,7 @@ class Known(NamedTuple):
         widens: under autocast it returns float32.
         forward: of the module's class, to see whether it was replaced; None for a function.
         inplace: the function works in place whatever its arguments say.
+        alone: what a module without parameters computes, not in place; None where that depends on the module.
     """
 
     row: str
@@ -123,6 +132,7 @@ class Known(NamedTuple):
     widens: bool
     forward: Callable[..., Any] | None = None
     inplace: bool = False
+    alone: "Activated | None" = None
 
 
 class Activated(NamedTuple):
@@ -134,19 +144,12 @@ class Activated(NamedTuple):
     widens: bool
 
 
-class Dropped(NamedTuple):
-    """A call of a dropout."""
-
-    p: float
-    training: bool
-    inplace: bool
-
-
 def _modules() -> dict[type, Known]:
-    known = {
-        cls: Known(name, parameters, name in _WIDENING, cls.forward)
-        for name, (cls, parameters) in _PYTORCH.items()
-    }
+    known = {}
+    for name, (cls, parameters) in _PYTORCH.items():
+        widens, row = name in _WIDENING, ROWS.get(name)
+        alone = Activated(row, (), False, widens) if row and not parameters and cls is not nn.GELU else None
+        known[cls] = Known(name, parameters, widens, cls.forward, alone=alone)
     for name, row in ROWS.items():
         if name not in _PYTORCH and row.module not in known:
             parameters = dict.fromkeys(_names(row), math.nan)
@@ -209,31 +212,41 @@ def row_name(known: Known, approximate: object = "none") -> str:
 
 def is_untouched(module: nn.Module, forward: Callable[..., Any] | None) -> bool:
     """Calling `module` runs `forward` and nothing else: no hook, no replaced forward."""
+    return _has_no_own(module, forward) and not _have_global_hooks()
+
+
+def _has_no_own(module: nn.Module, forward: Callable[..., Any] | None) -> bool:
+    """The same, hooks on all modules aside."""
     own = module.__dict__
-    return (
-        type(module).forward is forward
-        and "forward" not in own
-        and "_compiled_call_impl" not in own
-        and not (
-            module._forward_hooks
-            or module._forward_pre_hooks
-            or module._backward_hooks
-            or module._backward_pre_hooks
-            or _torch_module._global_forward_hooks
-            or _torch_module._global_forward_pre_hooks
-            or _torch_module._global_backward_hooks
-            or _torch_module._global_backward_pre_hooks
-        )
+    return type(module).forward is forward and not (
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+        or "_compiled_call_impl" in own
+    )
+
+
+def _have_global_hooks() -> bool:
+    return bool(
+        _global_forward_hooks
+        or _global_forward_pre_hooks
+        or _global_backward_hooks
+        or _global_backward_pre_hooks
     )
 
 
 def activation(callee: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Activated | None:
     """What a call computes; None unless a kernel computes the same."""
-    if isinstance(callee, nn.Module):
-        known = known_module(type(callee))
-        if known is None or len(args) + len(kwargs) != 1 or not is_untouched(callee, known.forward):
+    known = MODULES.get(type(callee))
+    if known is not None or isinstance(callee, nn.Module):
+        known = known or known_module(type(callee))
+        if known is None or len(args) + len(kwargs) != 1 or not _has_no_own(callee, known.forward):
             return None
         own = callee.__dict__
+        if known.alone is not None and own.get("inplace", False) is False:
+            return known.alone
         if "act" in own and not _is_own(own["act"], callee):
             return None
         row = ROWS.get(row_name(known, own.get("approximate", "none")))
@@ -284,16 +297,18 @@ def _is_own(function: Any, module: nn.Module) -> bool:
     return function is F.gelu or getattr(function, "__self__", None) is module
 
 
-def dropout(callee: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Dropped | None:
-    """What a call drops; None if it isn't an elementwise dropout and nothing else."""
-    if type(callee) is nn.Dropout:
+def dropout(callee: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float | None:
+    """With which probability a call drops elements, 0 in eval mode; None if it does anything else."""
+    if type(callee) is _Dropout:
+        own = callee.__dict__
+        p, training = own["p"], own["training"]
         if (
-            len(args) + len(kwargs) != 1
-            or not is_untouched(callee, _forwards[nn.Dropout])
+            kwargs
+            or len(args) != 1
+            or not _has_no_own(callee, _dropout_forward)
             or F.dropout is not _f_dropout
         ):
             return None
-        p, training, inplace = callee.p, callee.training, callee.inplace
     else:
         names = _DROPOUTS.get(callee) if isinstance(callee, _CALLABLES) else None
         if names is None or len(args) > len(names) + 1:
@@ -304,20 +319,27 @@ def dropout(callee: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Dr
         values.pop("input", None)
         if len(values) != 4:
             return None
-        p, training, inplace = values["p"], values["training"] and values["train"], values["inplace"]
+        p, training = values["p"], values["training"] and values["train"]
     if (type(p) is not float and type(p) is not int) or type(training) is not bool:
         return None
-    return Dropped(float(p), training, inplace is not False)
+    return p if training else 0.0
+
+
+def is_inplace(callee: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """A call of a dropout changes its input."""
+    if isinstance(callee, nn.Module):
+        return callee.__dict__.get("inplace", False) is not False
+    return kwargs.get("inplace", args[3] if len(args) > 3 else False) is not False
 
 
 def is_identity(callee: Any) -> bool:
     """Calling it gives back what it gets."""
-    return type(callee) is nn.Identity and is_untouched(callee, _forwards[nn.Identity])
+    return type(callee) is nn.Identity and is_untouched(callee, _identity_forward)
 
 
 def is_sequence(callee: Any) -> bool:
     """Calling it calls its children one after the other and does nothing else."""
-    return isinstance(callee, nn.Sequential) and is_untouched(callee, _forwards[nn.Sequential])
+    return isinstance(callee, nn.Sequential) and is_untouched(callee, _sequential_forward)
 
 
 def is_fresh(callee: Any) -> bool:
@@ -409,19 +431,23 @@ def _touched(module: nn.Module) -> str:
 
 def takes(input: Any, activated: Activated) -> bool:
     """The kernels take the input, and compute what the two calls do."""
-    if (type(input) is not Tensor and type(input) is not nn.Parameter) or input.dtype not in ops.DTYPES:
-        return False
-    if activated.widens and torch.is_autocast_enabled(input.device.type):
-        return False
-    if torch.compiler.is_compiling():
-        return not torch.compiler._is_exporting_flag and ops._runs_operators(input)
-    return ops._TRITON and ops._runs_kernels(input) and not _function_modes()
+    if _runs_kernels(input):
+        runs = _TRITON and not (_function_modes() and _has_users_modes())
+    else:
+        runs = (
+            torch.compiler.is_compiling()
+            and not torch.compiler._is_exporting_flag
+            and ops._runs_operators(input)
+        )
+    return (
+        runs
+        and input.dtype in ops.DTYPES
+        and not (activated.widens and torch.is_autocast_enabled(input.device.type))
+        and not _have_global_hooks()
+    )
 
 
-def _function_modes() -> bool:
+def _has_users_modes() -> bool:
     """A mode of the user's wants to see every function that is called."""
-    n: int = torch._C._len_torch_function_stack()
-    if n == 0:
-        return False
-    modes = [torch._C._get_function_stack_at(i) for i in range(n)]
+    modes = [torch._C._get_function_stack_at(i) for i in range(_function_modes())]
     return any(not isinstance(mode, torch.utils._device.DeviceContext) for mode in modes)

@@ -66,7 +66,12 @@ def changeable(method: Method) -> str:
     stored = {n.id for n in function.names if not isinstance(n.ctx, ast.Load)}
     if not method.self or method.self in stored | function.declared:
         return f"{method.name} has no self to tell whether the module is fused"
-    if "getattr" in stored or "getattr" in method.function.__globals__ or function.evaluates or function.declares:
+    if (
+        "getattr" in stored
+        or "getattr" in method.function.__globals__
+        or function.evaluates
+        or function.declares
+    ):
         return f"{method.name} looks variables up in a way of its own"
     return ""
 
@@ -151,7 +156,9 @@ class _Rewriter(ast.NodeTransformer):
         before: list[ast.expr] = [ast.Constant(key(self.method, index))]
         if kind != "finish":
             before.append(copy.deepcopy(fresh) if fresh is not None else ast.Constant(None))
-        return self._call(call, kind if kind == "finish" else "begin", [*before, callee, *args], call.keywords)
+        return self._call(
+            call, kind if kind == "finish" else "begin", [*before, callee, *args], call.keywords
+        )
 
     def visit_For(self, node: ast.For) -> ast.AST:
         index, kind = self.roles.get(node, (0, ""))
