@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NEEDED = ("pytest", "pytest_benchmark", "matplotlib", "scipy", "tqdm", "triton")
 # Tests that need no GPU, or, the first, run before the others.
 ELSEWHERE = (
-    *("cuda", "dead_neurons", "distributed", "docs", "fuse", "gpu", "import", "kernel_forms"),
+    *("cuda", "dead_neurons", "distributed", "docs", "gpu", "import", "kernel_forms"),
     *("machine_code", "mnist", "package", "reference", "report", "suite"),
 )
 
@@ -59,7 +59,7 @@ def steps(out: Path) -> list[Step]:
     python = sys.executable
     pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     parallel = ["-n", "4"] if importlib.util.find_spec("xdist") else []
-    ignored = [f"--ignore-glob=*/test_{name}*" for name in ELSEWHERE]
+    ignored = ["--ignore=tests/fusion", *(f"--ignore-glob=*/test_{name}*" for name in ELSEWHERE)]
     mnist = [python, "benchmarks/mnist.py", "--device", "cuda", "--seeds", "0", "1", "2"]
     suite = [*pytest, "benchmarks", "--benchmark-only", "--minutes", "5"]
     comparison = "activation_comparison.json"

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from cases import ACTIVATIONS
 from torch import nn
 from watching import check, net, only

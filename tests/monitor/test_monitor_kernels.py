@@ -5,7 +5,6 @@ import re
 import pytest
 import torch
 from cases import ACTIVATIONS, DTYPES, activations, compiling, parameters
-from watching import recount
 
 from fusedact import random
 from fusedact.monitor import counting, facts

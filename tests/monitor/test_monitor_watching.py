@@ -12,8 +12,8 @@ from torch import nn
 from watching import check, check_counts, kinds, net, only
 
 from fusedact import ActivityMonitor, FusedReLUDropout, fuse
-from fusedact.monitor.layers import Observer
 from fusedact.monitor.tally import Tally
+from fusedact.observer import Observer
 
 
 def test_a_closed_monitor_counts_no_more():
@@ -109,14 +109,18 @@ def test_after_fuse():
     model = fuse(nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Dropout(0.5)))
     with ActivityMonitor(model) as monitor:
         model(torch.randn(5, 12))
-    assert only(monitor.report()).p == 0.5
+    assert only(monitor.report()).samples == 5
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
         ({"model": nn.ReLU}, TypeError, "model has to be a torch.nn.Module, but got type"),
-        ({"model": nn.Linear(2, 2)}, ValueError, "this Linear has none.*fusedact.fuse"),
+        (
+            {"model": nn.Linear(2, 2)},
+            ValueError,
+            "this Linear has none. Functions are watched where.*fusedact.fuse",
+        ),
         ({"stride": 0}, ValueError, "stride has to be an int of at least 1, but got stride=0"),
         ({"stride": 2.0}, TypeError, "stride has to be an int, but got stride=2.0"),
         ({"stride": True}, TypeError, "stride has to be an int, but got stride=True"),
@@ -193,3 +197,89 @@ def test_cuda_graph(make, units, cuda):
         for _ in range(3):
             graph.replay()
     check_counts(only(monitor.report()), ACTIVATIONS[0], model[0](x).repeat(3, 1), -1)
+
+
+def test_a_second_with_goes_on():
+    model = net(nn.ReLU())
+    monitor = ActivityMonitor(model)
+    for n in (5, 6):
+        with monitor:
+            model(torch.randn(n, 12))
+        model(torch.randn(99, 12))
+    assert only(monitor.report()).samples == 11
+    with monitor:
+        monitor.end_window()
+        model(torch.randn(7, 12))
+    assert only(monitor.report()).samples == 7
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_what_ran_on_after_the_close_does_not_count_in_a_second_with():
+    """As a CUDA graph does, which knows the tensors."""
+    model = net(nn.ReLU())
+    with ActivityMonitor(model) as monitor:
+        model(torch.randn(5, 12))
+        tally = next(iter(monitor._layers[0].tallies().values()))
+    tally.counts.add_(1)
+    with monitor:
+        pass
+    assert only(monitor.report()).samples == 5
+
+
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy])
+@pytest.mark.parametrize("middle", [nn.ReLU(), FusedReLUDropout(0.5)], ids=["plain", "fused"])
+def test_copies_do_not_count(make, middle):
+    model = net(middle)
+    with ActivityMonitor(model) as monitor:
+        model(torch.randn(5, 12))
+        other = make(model)
+        other[1] = make(model[1])
+        other(torch.randn(9, 12))
+    assert only(monitor.report()).samples == 5
+
+
+def test_copies_hold_nothing_of_the_monitor():
+    model = net(nn.ReLU())
+    with ActivityMonitor(model):
+        other = copy.deepcopy(model)
+    hooks = [
+        hook for m in other.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
+    ]
+    assert hooks
+    assert all(type(hook) is Observer and hook.look is hook.watcher is None for hook in hooks)
+
+
+def test_threads_each_have_an_order_of_their_own():
+    """One runs a layer while the other is between it and its activation."""
+    barrier = threading.Barrier(2, timeout=20)
+
+    class Slow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.linear, self.relu = nn.Conv1d(3, 10, 1), nn.Linear(5, 8), nn.ReLU()
+
+        def forward(self, x, first):
+            x = self.conv(x) if first else self.linear(x)
+            barrier.wait()
+            return self.relu(x)
+
+    model = Slow()
+    with ActivityMonitor(model) as monitor:
+        threads = [
+            threading.Thread(target=model, args=(torch.randn(7, 3, 5), first)) for first in (True, False)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    found = {layer.layer: (layer.units, layer.axis, layer.samples) for layer in monitor.report()}
+    assert found == {"relu (8 units)": (8, 2, 21), "relu (10 units)": (10, 1, 35)}
+
+
+def test_an_error_inside_the_block():
+    model = net(nn.ReLU())
+    with contextlib.suppress(RuntimeError), ActivityMonitor(model) as monitor:
+        model(torch.randn(5, 12))
+        model(torch.randn(5, 13))
+    model(torch.randn(5, 12))
+    assert only(monitor.report()).samples == 5

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..activations import ROWS, Activation
+from ..fusion import Place, places
+from ..fusion.pair import calls_of
 from ..nn import _FusedDropout
+from ..observer import Observer
 from ..ops import Counter
 from ..random import Plan
 from .counting import add_up, count_operator, in_backward
@@ -24,20 +27,6 @@ Detach = Callable[[], None]
 _lock = threading.Lock()  # of new tallies
 _numbers = itertools.count()
 _watched: "weakref.WeakValueDictionary[int, WatchedLayer]" = weakref.WeakValueDictionary()
-
-
-class Observer:
-    """A hook that only looks; copies of its module have one that does nothing."""
-
-    def __init__(self, look: Callable[..., None] | None = None) -> None:
-        self.look = look
-
-    def __call__(self, *args: Any) -> None:
-        if self.look is not None:
-            self.look(*args)
-
-    def __reduce__(self) -> Any:
-        return Observer, ()
 
 
 class Key(NamedTuple):
@@ -77,16 +66,18 @@ class WatchedLayer:
 
     Attributes:
         name: in the model.
-        module: whose calls are watched.
-        row: the activation's.
+        source: the module whose calls are watched, or the place in a fused model's code.
+        row: the activation's; of a place only known once it ran.
+        values: of its parameters.
         units: the dimension that the user chose; None: by the order of calls.
         number: among all that ever were watched.
     """
 
     def __init__(
-        self, name: str, module: nn.Module, row: Activation, settings: Settings, order: Order
+        self, name: str, source: nn.Module | Place, row: Activation | None, settings: Settings, order: Order
     ) -> None:
-        self.name, self.module, self.row = name, module, row
+        self.name, self.source, self.row = name, source, row
+        self._values: tuple[float, ...] = ()
         self.units: int | None = None
         self.number = next(_numbers)
         self._settings, self._order = settings, order
@@ -98,22 +89,30 @@ class WatchedLayer:
     @property
     def values(self) -> tuple[float, ...]:
         """Of the activation's parameters, as they are now."""
-        return values_of(self.row, self.module)
+        if isinstance(self.source, Place) or self.row is None:
+            return self._values
+        return values_of(self.row, self.source)
+
+    def computes(self, row: Activation, values: tuple[float, ...]) -> None:
+        """Note what a place's activation is, before its call is counted."""
+        self.row, self._values = row, values
 
     @property
     def p(self) -> float | None:
         """The dropout probability of a fused module."""
-        return float(self.module.p) if isinstance(self.module, _FusedDropout) else None
+        return float(self.source.p) if isinstance(self.source, _FusedDropout) else None
 
     # Its calls ----------------------------------------------------------------------------------------
 
     def attach(self) -> Detach:
         """Begin to count; the function returned ends it."""
         self._reopen()
-        module: Any = self.module
+        if isinstance(self.source, Place):
+            return self.source.watch(self)
+        module: Any = self.source
         if not isinstance(module, _FusedDropout) or _runs_code_of_its_own(module):
             # Before the call, since an activation in place leaves nothing of its input.
-            return module.register_forward_pre_hook(Observer(self._before), with_kwargs=True).remove
+            return module.register_forward_pre_hook(Observer(self._before, self), with_kwargs=True).remove
         module._watchers = (*module._watchers, self)
 
         def detach() -> None:
@@ -122,7 +121,7 @@ class WatchedLayer:
         return detach
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if is_same(module, self.module) and self.wants(module.training):
+        if is_same(module, self.source) and self.wants(module.training):
             self(args[0] if args else kwargs.get("input"))
 
     def wants(self, training: bool) -> bool:
@@ -140,7 +139,7 @@ class WatchedLayer:
             return None
         forward = self._order.now()
         call = forward.call(self.number)
-        if not isinstance(x, Tensor) or not x.is_floating_point() or x.numel() == 0:
+        if self.row is None or not isinstance(x, Tensor) or not x.is_floating_point() or x.numel() == 0:
             return None  # no units, or the module's own error is about to come
         self._check(x)
         axis = self._axis(x)
@@ -155,7 +154,7 @@ class WatchedLayer:
                 f"ActivityMonitor can't count in an export (layer {self.name!r}): close it first"
             )
         call = self._order.now().call(self.number)
-        if not x.is_floating_point():
+        if self.row is None or not x.is_floating_point():
             return
         axis = self._axis(x)
         arguments = axis, self.row.name, list(self.values), self._settings.stride
@@ -248,7 +247,7 @@ def _add_tally(number: int, name: str, call: int, units: int, axis: int, dims: i
     return name
 
 
-def is_same(module: nn.Module, watched: nn.Module) -> bool:
+def is_same(module: nn.Module, watched: Any) -> bool:
     """Return whether a hook's module is the watched one or DataParallel's replica of it, and no shallow copy."""
     return torch.compiler.is_compiling() or module is watched or getattr(module, "_is_replica", False)
 
@@ -267,17 +266,28 @@ def watched_layers(model: nn.Module, settings: Settings, order: Order) -> list[W
         ValueError: there is none.
     """
     layers = []
+    in_code = _functions_in_code(model)
     for name, module in model.named_modules():
         row = module.activation if isinstance(module, _FusedDropout) else row_of(module)
         if row is not None:
             layers.append(WatchedLayer(name or "(the model)", module, row, settings, order))
+        for place in in_code:
+            if place.module is module:
+                layers.append(WatchedLayer(place.name, place, place.row, settings, order))
     if not layers:
         kinds = ", ".join(f"nn.{row.module.__name__}" for row in ROWS.values())
         raise ValueError(
             f"model has to have a fused module or one of {kinds} to watch, but this {type(model).__name__} "
-            "has none. Functions can't be watched; fusedact.fuse makes modules of those before a dropout"
+            "has none. Functions are watched where a dropout follows, once fusedact.fuse has fused the model"
         )
     return layers
+
+
+def _functions_in_code(model: nn.Module) -> list[Place]:
+    """The places of a fused model that call a function; modules that they call are watched themselves."""
+    if not any(calls_of(module) for module in model.modules()):
+        return []
+    return [place for place in places(model) if place.activation is None]
 
 
 def choose(layers: list[WatchedLayer], units: int | Mapping[str, int] | None) -> None:

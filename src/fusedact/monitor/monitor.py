@@ -31,9 +31,9 @@ class _Call(NamedTuple):
 class ActivityMonitor:
     """Counts which units of a model fire, from now on until `close`; as a context manager, to its end.
 
-    It watches fused modules, and PyTorch's modules of the activations that fusedact has. Calls of functions
-    (`F.relu(x)`) aren't seen; `fusedact.fuse` makes modules of those that a dropout follows. Nothing waits for
-    the GPU until a report is asked for.
+    It watches fused modules, and PyTorch's modules of the activations that fusedact has. In a model that
+    `fusedact.fuse` returned it also watches functions that a dropout follows, as `F.relu(x)`, under the name of
+    their place in the code. Nothing waits for the GPU until a report is asked for.
 
     - Which units fire, and which inputs aren't finite, is counted in all samples: in the kernels of a fused
       module from a bit per element that forward packs, elsewhere from the input, which is read once more. The
@@ -187,6 +187,7 @@ class ActivityMonitor:
     ) -> LayerActivity:
         tally = sum(list(places.values())[1:], start=next(iter(places.values())))
         row, values, units = layer.row, layer.values, call.units
+        assert row is not None  # it was called
         samples, read = tally.number(Row.FIRED), tally.number(Row.SATURATED)
         fired, nan, inf = (tally.units(which) for which in (Row.FIRED, Row.NAN, Row.INFINITE))
         alive = fired if dies_where_negative(row, values) else tally.units(Row.ALIVE)
