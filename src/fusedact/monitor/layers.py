@@ -234,7 +234,6 @@ class WatchedLayer:
                     tensor.copy_(kept)
 
 
-@torch.compiler.assume_constant_result
 def _add_tally(number: int, name: str, call: int, units: int, axis: int, dims: int, device: str) -> str:
     """Have a layer make a tally: while a compiler traces, and not in its graph."""
     layer = _watched[number]
@@ -245,6 +244,10 @@ def _add_tally(number: int, name: str, call: int, units: int, axis: int, dims: i
         )
     layer.add_tally(name, Key(number, call, units, axis, dims, device))
     return name
+
+
+# What `torch.compiler.assume_constant_result` does, but for importing the compiler.
+_add_tally._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def is_same(module: nn.Module, watched: Any) -> bool:
