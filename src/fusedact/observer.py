@@ -18,6 +18,7 @@ class Observer:
         self.look, self.watcher = look, watcher
 
     def __call__(self, *args: Any) -> None:
+        """Look."""
         if self.look is not None:
             self.look(*args)
 

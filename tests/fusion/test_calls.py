@@ -1,6 +1,5 @@
 """Pairs in the code of methods: where they run fused, and where the calls run as they are written."""
 
-
 import pytest
 import torch
 import torch.nn.functional as F

@@ -6,10 +6,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fusedact import ActivityMonitor, FusedReLUDropout, fuse
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def plain_operators():
+    """Neither cuDNN nor attention in one kernel: a simulated GPU has no such libraries."""
+    with torch.backends.cudnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def plant(layer, units):

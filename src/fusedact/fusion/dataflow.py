@@ -116,7 +116,13 @@ class Function:
         if isinstance(value, ast.Tuple):
             return
         problem = ""
-        if not alone or self._is_shared(name, scope) or self._scope(first) is not scope or sum(n in uses and self._is_read(n) for n in ast.walk(statement)) > 1 or _is_read_after(name, statement, self._around(statement)):
+        if (
+            not alone
+            or self._is_shared(name, scope)
+            or self._scope(first) is not scope
+            or sum(n in uses and self._is_read(n) for n in ast.walk(statement)) > 1
+            or _is_read_after(name, statement, self._around(statement))
+        ):
             problem = AGAIN
         elif self._before(statement) is not first or not self._comes_first(second, statement):
             problem = BETWEEN

@@ -1,4 +1,4 @@
-"""The monitor's two kernels: they count per unit which inputs are positive, not finite or saturated, and add |h|.
+"""The monitor's two kernels: per unit they count what fires, isn't finite or saturates, and add up |h|.
 
 A dense input is [outer, units, inner] in memory: units stand last where inner is 1, and before a
 convolution's positions otherwise. Counts are 64-bit integers; `fusedact.monitor.tally.Tally` describes them.
@@ -190,7 +190,7 @@ def input_kernel(
     ROUNDS: tl.constexpr,
     ARITHMETIC: tl.constexpr,
 ):
-    """Add up every stride-th run: what `Figures` names, in the rows of counts [6, 1 + units] that `Row` names.
+    """Add up every stride-th run: the figures of `Figures`, in the rows of counts [6, 1 + units] of `Row`.
 
     DEAD and SATURATED are two ranges each, as (low, high, low, high), or None.
 
@@ -288,7 +288,7 @@ def _fired_kernel(step: int, units_last: bool, alike: bool, lanes: int) -> Kerne
 
 
 def fired_counter(row: Activation, n: int, plan: Plan, shape: Shape, counts: Tensor) -> Counter | None:
-    """Return what counts positive inputs and samples, given a call's signs; None if the bits don't allow it."""
+    """Return what counts positive inputs and samples, given a call's signs; None if it can't."""
     stored = planes(row)
     launch = _fired(n, shape.units, shape.inner, stored, plan.lanes) if in_tiles(n, plan) else None
     if launch is None or not _free(launch[0], counts):

@@ -30,8 +30,8 @@ def advice(layer: "LayerActivity") -> Iterator[str]:
         )
         return
     yield (
-        f"{which} never fired in {layer.samples} samples. Nets with LeakyReLU or ELU had fewer such units, and "
-        f"were more accurate {_see(LEAKY, ELU)}."
+        f"{which} never fired in {layer.samples} samples. Nets with LeakyReLU or ELU had fewer such units, "
+        f"and were more accurate {_see(LEAKY, ELU)}."
     )
     if dead == units:
         return  # nothing passes the layer, so that no choice of learning rate or p matters

@@ -1,4 +1,4 @@
-"""How an input is added to a tally: by the kernels where they can, else by PyTorch; one operator for compilers."""
+"""How an input is added to a tally: by the kernels where they can, else by PyTorch."""
 
 import contextlib
 import functools
@@ -114,9 +114,9 @@ def _read(
     tally: Tally,
 ) -> None:
     """Add the figures of a dense `x` to its tally."""
-    if x.is_cuda and x.dtype in DTYPES and _kernels() is not None:
-        if _kernels().count_input(row, values, x, sampling, figures, tally):
-            return
+    by_kernel = x.is_cuda and x.dtype in DTYPES and _kernels() is not None
+    if by_kernel and _kernels().count_input(row, values, x, sampling, figures, tally):
+        return
     outer, units, inner = sampling.shape
     part, exists = _runs(x.as_strided((outer, units, inner), (units * inner, inner, 1)), sampling)
     if part.dtype is not torch.float64:

@@ -1,4 +1,4 @@
-"""What the monitor asks of an activation's row: where a unit counts as dead or saturated, and what it computes."""
+"""What the monitor asks of an activation's row: what it computes, and where a unit is dead or saturated."""
 
 import torch
 from torch import Tensor, nn

@@ -50,7 +50,7 @@ class Key(NamedTuple):
 
 
 class _Store:
-    """A layer's tallies as attributes, by `_name` of their keys: so a compiler finds what its trace has added."""
+    """A layer's tallies as attributes, so that a compiler finds those that its trace has added."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,9 @@ class WatchedLayer:
         module: Any = self.source
         if not isinstance(module, _FusedDropout) or _runs_code_of_its_own(module):
             # Before the call, since an activation in place leaves nothing of its input.
-            return module.register_forward_pre_hook(Observer(self._before, self), with_kwargs=True).remove
+            hook = Observer(self._before, self)
+            handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+            return lambda: handle.remove()
         module._watchers = (*module._watchers, self)
 
         def detach() -> None:
@@ -129,24 +131,24 @@ class WatchedLayer:
         mode = self._settings.mode
         return mode == "all" or training == (mode == "train")
 
-    def __call__(self, x: Any, plan: Plan | None = None) -> Counter | None:
+    def __call__(self, input: Any, plan: Plan | None = None) -> Counter | None:
         """Count an input; see `ops.Watcher`."""
         if torch.compiler.is_compiling():
-            if isinstance(x, Tensor):
-                self.compiled(x)
+            if isinstance(input, Tensor):
+                self.compiled(input)
             return None
         if in_backward():
             return None
-        forward = self._order.now()
-        call = forward.call(self.number)
-        if self.row is None or not isinstance(x, Tensor) or not x.is_floating_point() or x.numel() == 0:
-            return None  # no units, or the module's own error is about to come
-        self._check(x)
-        axis = self._axis(x)
-        return add_up(x, axis, self.row, self.values, self._settings.stride, self._tally(x, call, axis), plan)
+        call = self._order.now().call(self.number)
+        if self.row is None or not _has_units(input):
+            return None  # or the module's own error is about to come
+        self._check(input)
+        axis = self._axis(input)
+        tally = self._tally(input, call, axis)
+        return add_up(input, axis, self.row, self.values, self._settings.stride, tally, plan)
 
     def compiled(
-        self, x: Tensor, signs: Tensor | None = None, signs_stride: Sequence[int] = (), rng: str = "eager"
+        self, input: Tensor, signs: Tensor | None = None, stride: Sequence[int] = (), rng: str = "eager"
     ) -> None:
         """Count an input in a compiler's graph; see `ops.Watcher`."""
         if torch.compiler._is_exporting_flag:  # is_exporting() says so in all that torch 2.11 compiles
@@ -154,11 +156,11 @@ class WatchedLayer:
                 f"ActivityMonitor can't count in an export (layer {self.name!r}): close it first"
             )
         call = self._order.now().call(self.number)
-        if self.row is None or not x.is_floating_point():
+        if self.row is None or not input.is_floating_point():
             return
-        axis = self._axis(x)
+        axis = self._axis(input)
         arguments = axis, self.row.name, list(self.values), self._settings.stride
-        count_operator(x.detach(), signs, signs_stride, rng, *arguments, *self._tally(x, call, axis))
+        count_operator(input.detach(), signs, stride, rng, *arguments, *self._tally(input, call, axis))
 
     def _axis(self, x: Tensor) -> int:
         if self.units is None:
@@ -167,8 +169,8 @@ class WatchedLayer:
         if -dims <= self.units < dims:
             return self.units % dims
         raise ValueError(
-            f"units={self.units!r}: it has to name a dimension of the input of layer {self.name!r}, which has "
-            f"{x.ndim}. Give the layers' own with units={{name: dimension}}"
+            f"units={self.units!r}: it has to name a dimension of the input of layer {self.name!r}, which "
+            f"has {x.ndim}. Give the layers' own with units={{name: dimension}}"
         )
 
     def _check(self, x: Tensor) -> None:
@@ -250,8 +252,12 @@ def _add_tally(number: int, name: str, call: int, units: int, axis: int, dims: i
 _add_tally._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def _has_units(input: Any) -> bool:
+    return isinstance(input, Tensor) and input.is_floating_point() and input.numel() > 0
+
+
 def is_same(module: nn.Module, watched: Any) -> bool:
-    """Return whether a hook's module is the watched one or DataParallel's replica of it, and no shallow copy."""
+    """Return whether a hook's module is the watched one or DataParallel's replica, and no shallow copy."""
     return torch.compiler.is_compiling() or module is watched or getattr(module, "_is_replica", False)
 
 

@@ -32,8 +32,8 @@ class ActivityMonitor:
     """Counts which units of a model fire, from now on until `close`; as a context manager, to its end.
 
     It watches fused modules, and PyTorch's modules of the activations that fusedact has. In a model that
-    `fusedact.fuse` returned it also watches functions that a dropout follows, as `F.relu(x)`, under the name of
-    their place in the code. Nothing waits for the GPU until a report is asked for.
+    `fusedact.fuse` returned it also watches functions that a dropout follows, as `F.relu(x)`, under the name
+    of their place in the code. Nothing waits for the GPU until a report is asked for.
 
     - Which units fire, and which inputs aren't finite, is counted in all samples: in the kernels of a fused
       module from a bit per element that forward packs, elsewhere from the input, which is read once more. The
@@ -133,7 +133,7 @@ class ActivityMonitor:
             layer.close()
 
     def report(self) -> ActivityReport:
-        """Return the figures of the window so far. Waits for the GPU; among processes, all have to call it."""
+        """Return the figures of the window so far. Waits for the GPU; all processes have to call it."""
         return self._report(self._calls())
 
     def end_window(self) -> ActivityReport:
@@ -151,7 +151,7 @@ class ActivityMonitor:
         return report
 
     def plot(self) -> Any:
-        """Return a `matplotlib.figure.Figure`: dead and dormant units per window, and how active units are now.
+        """Return a `matplotlib.figure.Figure`: dead and dormant units per window, and units' activity now.
 
         The histogram's axis is a unit's activity by the mean of its layer: dormant units are below `tau`.
         Needs matplotlib. Among processes, all have to call it.

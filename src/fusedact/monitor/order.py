@@ -69,7 +69,7 @@ class Forward:
 
 
 class Order:
-    """The forward that is under way: one for the thread that watches and what it compiles, one for each other."""
+    """The forward that is under way in each thread; compiled code shares that of the thread that watches."""
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
@@ -95,8 +95,7 @@ def is_layer(module: nn.Module) -> bool:
         return True
     own = [parameter for parameter in module._parameters.values() if parameter is not None]
     return not module._modules and any(
-        isinstance(parameter, nn.parameter.UninitializedTensorMixin) or parameter.numel() > 1
-        for parameter in own
+        isinstance(parameter, nn.UninitializedParameter) or parameter.numel() > 1 for parameter in own
     )
 
 
@@ -152,7 +151,7 @@ def unit_axis(x: Tensor, before: Units | None) -> int:
     if not axes:  # concatenated, split or flattened since
         return here if dims == before.dims else default
     if len(axes) > 1:
-        by_memory = sorted(range(dims), key=lambda axis: -x.stride(axis))
+        by_memory = sorted(range(dims), key=x.stride, reverse=True)
         moved = by_memory[dims - 1 if before.last else min(before.axis, dims - 1)]
         if moved in axes:
             return moved

@@ -25,13 +25,13 @@ class LayerActivity:
         calls: how often it was called.
         samples: values seen of each unit.
         activity_samples: how many of them `activity`, `dormant` and `saturated` are of.
-        finite_samples: how many of them were checked for NaN and infinities: all, or, where the fused kernels'
-            packed bits tell which units fire, those that `activity` is of.
+        finite_samples: how many of them were checked for NaN and infinities: all, or, where the fused
+            kernels' packed bits tell which units fire, those that `activity` is of.
         fired: how many samples had a positive input; int64 [units].
         nan: how many of the `finite_samples` had a NaN for input; int64 [units].
         inf: how many of them had an infinite input; int64 [units].
-        activity: the mean of |h| over the `activity_samples`; float64 [units], NaN for a unit without any that
-            is finite.
+        activity: the mean of |h| over the `activity_samples`; float64 [units], NaN for a unit without any
+            that is finite.
         dead: units that were in the activation's dead range in every sample, where output and gradient are
             constant (ReLU: never had a positive input); bool [units]. None for an activation without such a
             range.
@@ -40,8 +40,8 @@ class LayerActivity:
             reinforcement learning" (ICML 2023), definition 3.1. In a layer of zeros, every unit.
         negative: the fraction of all values whose input isn't positive, NaN left out.
         saturated: the fraction of the `activity_samples`' values where hardly any gradient passes (ELU: an
-            input of at most -3, where it is less than 5% of what it is just below 0); None for an activation that
-            doesn't saturate.
+            input of at most -3, where it is less than 5% of what it is just below 0); None for an
+            activation that doesn't saturate.
         newly_dead: units dead now and not in the window before; bool [units], None if there is none.
         revived: units dead in the window before and not now; likewise.
         always_dead: units dead in every window so far, this one included; likewise.
@@ -145,8 +145,8 @@ class ActivityReport:
     def advice(self) -> list[str]:
         """Return remedies whose causes are in these figures; empty if there is no cause.
 
-        Each names the section of the study that supports it. A unit that didn't fire in n samples fires, with
-        95% confidence, in less than 3 of n (the rule of three): below 100 samples no unit is called dead here.
+        Each names the section of the study that supports it. A unit that didn't fire in n samples fires,
+        with 95% confidence, in less than 3 of n (the rule of three): below 100 samples none is called dead.
         """
         return [line for layer in self.layers for line in advice(layer)]
 
