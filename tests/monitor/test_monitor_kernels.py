@@ -112,7 +112,7 @@ def check_kernel(activation, x, dim):
     h = activation.eager(wide if x.dtype is torch.float64 else wide.float(), *values).double().abs()
     finite = wide.isfinite() & h.isfinite()
     expected = torch.zeros(len(Row), 1 + units, dtype=torch.int64)
-    low = facts.within(wide, facts.saturated(activation, values))
+    low = facts.within(wide, facts.saturated(facts.Bound(activation, values)))
     for row, found in [
         *((Row.FIRED, wide > 0), (Row.NAN, wide.isnan()), (Row.INFINITE, wide.isinf())),
         *((Row.SATURATED, low), (Row.LEFT_OUT, ~finite)),
@@ -128,7 +128,7 @@ def check_kernel(activation, x, dim):
         tally = Tally.zeros(units, x.device)
         tally.counts.add_(2**40)
         for _ in range(2):
-            assert monitor.count_input(activation, values, dense, sampling, figures, tally)
+            assert monitor.count_input(facts.Bound(activation, values), dense, sampling, figures, tally)
         assert torch.equal(tally.counts.cpu() - 2**40, 2 * expected * asked.unsqueeze(1))
         tolerance = 1e-12 if x.dtype is torch.float64 else 1e-5
         torch.testing.assert_close(tally.activity.cpu(), 2 * total * figures.activity, rtol=tolerance, atol=0)
@@ -144,9 +144,9 @@ def test_ranges_on_both_sides(ranges, shape, device, monkeypatch):
     from fusedact.kernels import monitor
 
     for module in (monitor, counting):
-        monkeypatch.setattr(module, "dead", lambda row, values: ranges)
-        monkeypatch.setattr(module, "saturated", lambda row, values: ranges)
-        monkeypatch.setattr(module, "dies_where_negative", lambda row, values: False)
+        monkeypatch.setattr(module, "dead", lambda bound: ranges)
+        monkeypatch.setattr(module, "saturated", lambda bound: ranges)
+        monkeypatch.setattr(module, "dies_where_negative", lambda bound: False)
     monitor._input.cache_clear()
     monitor._input_kernel.cache_clear()
     x = torch.randn(shape, device=device) * 2
@@ -157,10 +157,10 @@ def test_ranges_on_both_sides(ranges, shape, device, monkeypatch):
     inner = x.stride(1)
     sampling = counting.sampling(Shape(shape[0], shape[1], inner), 1)
     by_kernel, by_torch = Tally.zeros(shape[1], device), Tally.zeros(shape[1], device)
-    assert monitor.count_input(ACTIVATIONS[0], (), x, sampling, FIGURES[0], by_kernel)
+    assert monitor.count_input(facts.Bound(ACTIVATIONS[0], ()), x, sampling, FIGURES[0], by_kernel)
     with monkeypatch.context() as patch:
         patch.setattr(counting, "_kernels", lambda: None)
-        counting._read(x, sampling, FIGURES[0], ACTIVATIONS[0], (), by_torch)
+        counting._read(x, sampling, FIGURES[0], facts.Bound(ACTIVATIONS[0], ()), by_torch)
     monitor._input.cache_clear()
     monitor._input_kernel.cache_clear()
     assert torch.equal(by_kernel.counts, by_torch.counts)
@@ -174,6 +174,7 @@ import re, torch
 from benchmarks import machine_code
 from fusedact import random
 from fusedact.monitor import counting
+from fusedact.monitor.facts import Bound
 from fusedact.monitor.tally import Figures, Shape, Tally
 from fusedact.functional import ACTIVATIONS
 from fusedact.kernels import launch, monitor
@@ -192,7 +193,7 @@ for row in ACTIVATIONS:
         for figures in ((True, True, False), (False, True, True), (True, True, True)):
             run = counting.sampling(Shape(*shape), 31).run
             values = (0.3,) if row.parameter else ()
-            found = monitor._input(row, values, x.dtype, Shape(*shape), run, 31, Figures(*figures))
+            found = monitor._input(Bound(row, values), x.dtype, Shape(*shape), run, 31, Figures(*figures))
             show(found.kernel, found.grid, x, *tally, *found.before, 1, *found.after)
 for units, inner in ((128, 1), (4096, 1), (64, 3136)):
     kernel, grid, scalars = monitor._fired(2**30, units, inner, 2, 8)

@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..activations import Activation
-from ..monitor.facts import Ranges, dead, dies_where_negative, saturated
+from ..monitor.facts import Bound, Ranges, dead, dies_where_negative, saturated
 from ..monitor.tally import Figures, Row, Sampling, Shape, Tally
 from ..ops import Counter
 from ..random import Plan
@@ -308,8 +308,7 @@ class _Launch(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)
 def _input(
-    row: Activation,
-    values: tuple[float, ...],
+    bound: Bound,
     dtype: torch.dtype,
     shape: Shape,
     run: int,
@@ -325,17 +324,16 @@ def _input(
     )
     tile_units = INPUT_TILE // samples
     grid = triton.cdiv(runs, ROUNDS * (samples if inner == 1 else 1)), triton.cdiv(units, tile_units), 1
-    if grid[1] > _AXIS or any(abs(value) > 1e38 for value in values):
+    if grid[1] > _AXIS or any(abs(value) > 1e38 for value in bound.values):
         return None
     # Triton specialises a kernel by units and inner.
-    kernel = _input_kernel(row, values, dtype, figures, units, inner, tile_units, samples)
+    kernel = _input_kernel(bound, dtype, figures, units, inner, tile_units, samples)
     return _Launch(kernel, grid, (outer, pieces, stride), (units, inner))
 
 
 @functools.lru_cache(maxsize=4096)
 def _input_kernel(
-    row: Activation,
-    values: tuple[float, ...],
+    bound: Bound,
     dtype: torch.dtype,
     figures: Figures,
     units: int,
@@ -349,10 +347,10 @@ def _input_kernel(
             "FIRED": figures.fired,
             "FINITE": figures.finite,
             "ACTIVITY": figures.activity,
-            "FORWARD": getattr(activations, f"{row.name}_forward"),
-            "PARAMETER": values[0] if values else 0.0,
-            "DEAD": None if dies_where_negative(row, values) else _two(dead(row, values)),
-            "SATURATED": _two(saturated(row, values)),
+            "FORWARD": getattr(activations, f"{bound.row.name}_forward"),
+            "PARAMETER": bound.values[0] if bound.values else 0.0,
+            "DEAD": None if dies_where_negative(bound) else _two(dead(bound)),
+            "SATURATED": _two(saturated(bound)),
             "UNITS_LAST": inner == 1,
             "UNITS": tile_units,
             "SAMPLES": samples,
@@ -368,12 +366,10 @@ def _two(ranges: Ranges) -> tuple[float, ...] | None:
     return (*ranges[0], *(ranges[1] if len(ranges) > 1 else (math.inf, -math.inf))) if ranges else None
 
 
-def count_input(
-    row: Activation, values: tuple[float, ...], x: Tensor, sampling: Sampling, figures: Figures, tally: Tally
-) -> bool:
+def count_input(bound: Bound, x: Tensor, sampling: Sampling, figures: Figures, tally: Tally) -> bool:
     """Add the figures of a dense `x` to a tally; return False if no launch can."""
     shape, run, stride, samples = sampling
-    launch = _input(row, values, x.dtype, shape, run, stride, figures)
+    launch = _input(bound, x.dtype, shape, run, stride, figures)
     if launch is None or not _free(launch.kernel, x):
         return False
     launch.kernel(launch.grid, x, tuple(tally), (*launch.before, samples, *launch.after))

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ..activations import ROWS, Activation
+from ..activations import ROWS
 from ..ops import DTYPES, Counter, kernels
 from ..random import Plan, graph_plan
-from .facts import compute, dead, dies_where_negative, saturated, within
+from .facts import Bound, compute, dead, dies_where_negative, saturated, within
 from .tally import Figures, Row, Sampling, Shape, Tally
 
 RUN = 64  # positions of a convolution's output that are read together
@@ -41,8 +41,7 @@ def in_backward() -> bool:
 def add_up(
     input: Tensor,
     axis: int,
-    row: Activation,
-    values: tuple[float, ...],
+    bound: Bound,
     stride: int,
     tally: Tally,
     plan: Plan | None,
@@ -54,8 +53,7 @@ def add_up(
     Args:
         input: any shape.
         axis: along which the units stand, from the front.
-        row: the activation.
-        values: of its parameters.
+        bound: the activation.
         stride: see `ActivityMonitor`.
         tally: of that many units.
         plan: how the kernels will walk the input and store its signs; None if they won't.
@@ -78,14 +76,14 @@ def add_up(
         shape = Shape(x.numel() // (units * inner), units, inner)
 
         def read(stride: int, figures: Figures) -> None:
-            _read(x, sampling(shape, stride), figures, row, values, tally)
+            _read(x, sampling(shape, stride), figures, bound, tally)
 
         if stride == 1 or x.numel() <= WHOLE:
             read(1, _EVERYTHING)
             return None
         counter: Counter | None = None
-        if plan is not None and dies_where_negative(row, values):
-            counter = _kernels().fired_counter(row, x.numel(), plan, shape, tally.counts)
+        if plan is not None and dies_where_negative(bound):
+            counter = _kernels().fired_counter(bound.row, x.numel(), plan, shape, tally.counts)
         # The signs don't tell what isn't finite: then it is counted in the samples that are read.
         read(stride, Figures(fired=False, finite=counter is not None, activity=True))
         if counter is None:
@@ -109,13 +107,12 @@ def _read(
     x: Tensor,
     sampling: Sampling,
     figures: Figures,
-    row: Activation,
-    values: tuple[float, ...],
+    bound: Bound,
     tally: Tally,
 ) -> None:
     """Add the figures of a dense `x` to its tally."""
     by_kernel = x.is_cuda and x.dtype in DTYPES and _kernels() is not None
-    if by_kernel and _kernels().count_input(row, values, x, sampling, figures, tally):
+    if by_kernel and _kernels().count_input(bound, x, sampling, figures, tally):
         return
     outer, units, inner = sampling.shape
     part, exists = _runs(x.as_strided((outer, units, inner), (units * inner, inner, 1)), sampling)
@@ -130,8 +127,8 @@ def _read(
         if figures.fired:
             counts[Row.FIRED, 0] += samples
             add(Row.FIRED, part > 0)
-            if not dies_where_negative(row, values):
-                add(Row.ALIVE, ~within(part, dead(row, values)))
+            if not dies_where_negative(bound):
+                add(Row.ALIVE, ~within(part, dead(bound)))
         if figures.finite:
             counts[Row.NAN, 0] += samples
             add(Row.NAN, part.isnan())
@@ -139,10 +136,10 @@ def _read(
         if figures.activity:
             counts[Row.ALIVE, 0] += 1
             counts[Row.SATURATED, 0] += samples
-            ranges = saturated(row, values)
+            ranges = saturated(bound)
             if ranges:
                 add(Row.SATURATED, within(part, ranges))
-            h = compute(row, values, part).abs()
+            h = compute(bound, part).abs()
             finite = part.isfinite() & h.isfinite()
             add(Row.LEFT_OUT, ~finite)
             h = torch.where(finite & exists, h, 0.0)
@@ -189,10 +186,10 @@ def count(
     """
     if input.numel() == 0:
         return
-    row, plan = ROWS[activation], None
+    bound, plan = Bound(ROWS[activation], tuple(values)), None
     if signs is not None and input.stride() == tuple(signs_stride):
         plan = graph_plan(rng, input.numel(), input.element_size())
-    counter = add_up(input, axis, row, tuple(values), stride, Tally(counts, activity), plan)
+    counter = add_up(input, axis, bound, stride, Tally(counts, activity), plan)
     if counter is not None and signs is not None:
         counter(signs)
 

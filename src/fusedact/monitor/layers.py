@@ -18,7 +18,7 @@ from ..observer import Observer
 from ..ops import Counter
 from ..random import Plan
 from .counting import add_up, count_operator, in_backward
-from .facts import row_of, values_of
+from .facts import Bound, bound_to, row_of
 from .order import Order, is_layer, unit_axis, units_of
 from .tally import Tally
 
@@ -68,7 +68,6 @@ class WatchedLayer:
         name: in the model.
         source: the module whose calls are watched, or the place in a fused model's code.
         row: the activation's; of a place only known once it ran.
-        values: of its parameters.
         units: the dimension that the user chose; None: by the order of calls.
         number: among all that ever were watched.
     """
@@ -77,7 +76,7 @@ class WatchedLayer:
         self, name: str, source: nn.Module | Place, row: Activation | None, settings: Settings, order: Order
     ) -> None:
         self.name, self.source, self.row = name, source, row
-        self._values: tuple[float, ...] = ()
+        self._values: tuple[float, ...] = ()  # of a place
         self.units: int | None = None
         self.number = next(_numbers)
         self._settings, self._order = settings, order
@@ -87,11 +86,15 @@ class WatchedLayer:
         _watched[self.number] = self
 
     @property
-    def values(self) -> tuple[float, ...]:
-        """Of the activation's parameters, as they are now."""
-        if isinstance(self.source, Place) or self.row is None:
-            return self._values
-        return values_of(self.row, self.source)
+    def bound(self) -> Bound | None:
+        """The activation with its parameters as they are now; None as long as it isn't known."""
+        if self.row is None:
+            return None
+        return (
+            Bound(self.row, self._values)
+            if isinstance(self.source, Place)
+            else bound_to(self.row, self.source)
+        )
 
     def computes(self, row: Activation, values: tuple[float, ...]) -> None:
         """Note what a place's activation is, before its call is counted."""
@@ -139,13 +142,13 @@ class WatchedLayer:
             return None
         if in_backward():
             return None
-        call = self._order.now().call(self.number)
-        if self.row is None or not _has_units(input):
+        call, bound = self._order.now().call(self.number), self.bound
+        if bound is None or not _has_units(input):
             return None  # or the module's own error is about to come
         self._check(input)
         axis = self._axis(input)
         tally = self._tally(input, call, axis)
-        return add_up(input, axis, self.row, self.values, self._settings.stride, tally, plan)
+        return add_up(input, axis, bound, self._settings.stride, tally, plan)
 
     def compiled(
         self, input: Tensor, signs: Tensor | None = None, stride: Sequence[int] = (), rng: str = "eager"
@@ -155,11 +158,11 @@ class WatchedLayer:
             raise RuntimeError(
                 f"ActivityMonitor can't count in an export (layer {self.name!r}): close it first"
             )
-        call = self._order.now().call(self.number)
-        if self.row is None or not input.is_floating_point():
+        call, bound = self._order.now().call(self.number), self.bound
+        if bound is None or not input.is_floating_point():
             return
         axis = self._axis(input)
-        arguments = axis, self.row.name, list(self.values), self._settings.stride
+        arguments = axis, bound.row.name, list(bound.values), self._settings.stride
         count_operator(input.detach(), signs, stride, rng, *arguments, *self._tally(input, call, axis))
 
     def _axis(self, x: Tensor) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..activations import check_module, check_parameter
 from .distributed import Place, reduced
-from .facts import dead, dies_where_negative, saturated
+from .facts import dead, dies_where_negative, name_of, saturated
 from .layers import Detach, Settings, WatchedLayer, choose, follow, watched_layers
 from .order import Order
 from .plot import Window, drawn, fractions
@@ -186,15 +186,15 @@ class ActivityMonitor:
         self, layer: WatchedLayer, call: _Call, name: str, places: dict[Place, Tally]
     ) -> LayerActivity:
         tally = sum(list(places.values())[1:], start=next(iter(places.values())))
-        row, values, units = layer.row, layer.values, call.units
-        assert row is not None  # it was called
+        bound, units = layer.bound, call.units
+        assert bound is not None  # it was called
         samples, read = tally.number(Row.FIRED), tally.number(Row.SATURATED)
         fired, nan, inf = (tally.units(which) for which in (Row.FIRED, Row.NAN, Row.INFINITE))
-        alive = fired if dies_where_negative(row, values) else tally.units(Row.ALIVE)
+        alive = fired if dies_where_negative(bound) else tally.units(Row.ALIVE)
         activity = tally.activity / (read - tally.units(Row.LEFT_OUT))
         finite = (nan == 0) & (inf == 0)
         mean = activity[activity.isfinite()].mean()
-        gone = (alive == 0) & finite if dead(row, values) else None
+        gone = (alive == 0) & finite if dead(bound) else None
         newly_dead = revived = always_dead = None
         if gone is not None and call in self._dead:
             before = self._dead[call]
@@ -207,7 +207,7 @@ class ActivityMonitor:
         numbers = samples * units - int(nan.sum()) * samples / tally.number(Row.NAN)
         return LayerActivity(
             layer=name,
-            activation=row.module.__name__,
+            activation=name_of(bound.row),
             axis=_axis(list(places)),
             calls=tally.number(Row.ALIVE),
             samples=samples,
@@ -220,9 +220,7 @@ class ActivityMonitor:
             dead=gone,
             dormant=activity <= self.tau * mean,
             negative=max(0.0, 1 - int(fired.sum()) / numbers) if numbers else torch.nan,
-            saturated=int(tally.units(Row.SATURATED).sum()) / (read * units)
-            if saturated(row, values)
-            else None,
+            saturated=int(tally.units(Row.SATURATED).sum()) / (read * units) if saturated(bound) else None,
             newly_dead=newly_dead,
             revived=revived,
             always_dead=always_dead,
