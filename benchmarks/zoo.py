@@ -63,7 +63,7 @@ class Pairs(TorchFunctionMode):
         name = ""
         if function in recognise._DROPOUTS:
             x, p, training = _bound(function, args, kwargs)
-            if training and 0 < p < 1 and id(x) in self._made:
+            if training and p > 0 and id(x) in self._made:
                 self.found[self._made[id(x)][1]] += 1
         elif isinstance(function, recognise._CALLABLES) and function in recognise.FUNCTIONS:
             name = recognise.FUNCTIONS[function].row
@@ -145,12 +145,14 @@ def transformers_models(sizes: dict[str, int]) -> Iterator[tuple[str, Callable[[
 
 
 def shrink(config: Any, sizes: dict[str, int]) -> None:
-    """Fewer layers, and for a model in earnest smaller ones, in a configuration and those inside it."""
+    """Fewer layers, for a model in earnest smaller ones, and no dropout of p = 0, in all of a configuration."""
     from transformers import PretrainedConfig
 
     for name, value in list(vars(config).items()):
         if isinstance(value, PretrainedConfig):
             shrink(value, sizes)
+        elif ("dropout" in name or "pdrop" in name) and value == 0 and type(value) in (int, float):
+            setattr(config, name, 0.1)
         elif name in sizes and type(value) is int and value > sizes[name]:
             with contextlib.suppress(Exception):
                 setattr(config, name, sizes[name])
@@ -203,14 +205,28 @@ def call(model: nn.Module, arguments: dict[str, Any]) -> Any:
     return model(*arguments.values())
 
 
+def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+    """The model without memory, its dropouts with p above 0."""
+    try:
+        with torch.device("meta"):
+            model = build()
+    except NotImplementedError:  # it computes with tensors while it is made
+        model = build().to("meta")
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) and module.p == 0:
+            module.p = 0.1
+    return model
+
+
 def sweep(library: str, name: str, build: Callable[[], nn.Module]) -> dict[str, Any]:
     """One model's row: what was found while it ran, what ran fused, and what the report says."""
     row: dict[str, Any] = {"library": library, "model": name}
     start = time.perf_counter()
     stage = "building"
     try:
+        with limited(SECONDS):
+            model = on_meta(build).train()
         with limited(SECONDS), torch.device("meta"):
-            model = build().train()
             stage = "fuse"
             fused = fusedact.fuse(model)
             report = fusedact.fusion_report(fused)

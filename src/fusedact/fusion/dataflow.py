@@ -80,59 +80,55 @@ class Function:
         for first, problem in self._sources(second, argument(second)):
             yield Link(first, second, problem)
 
-    def _sources(self, second: ast.Call, value: ast.expr | None) -> Iterator[tuple[ast.Call, str]]:
-        """The calls whose result is `value`, an argument of `second`."""
+    def _sources(self, user: ast.AST, value: ast.expr | None) -> Iterator[tuple[ast.Call, str]]:
+        """The calls whose result is `value`, which `user` gets: a call, or a statement that renames it."""
         match value:
             case ast.Call():
                 yield value, ""
             case ast.IfExp(body=body, orelse=orelse):
-                yield from self._sources(second, body)
-                yield from self._sources(second, orelse)
+                yield from self._sources(user, body)
+                yield from self._sources(user, orelse)
             case ast.NamedExpr(value=inner):
-                yield from ((first, problem or AGAIN) for first, problem in self._sources(second, inner))
+                yield from ((first, problem or AGAIN) for first, problem in self._sources(user, inner))
             case ast.Name(id=name):
-                yield from self._assigned(second, value, name)
+                yield from self._assigned(user, value, name)
             case ast.Attribute():
-                yield from self._kept(second, value)
+                yield from self._kept(user, value)
 
-    def _assigned(self, second: ast.Call, load: ast.Name, name: str) -> Iterator[tuple[ast.Call, str]]:
-        """Where the variable `name` was set last before `second`."""
-        scope = self._scope(load)
+    def _assigned(self, user: ast.AST, load: ast.Name, name: str) -> Iterator[tuple[ast.Call, str]]:
+        """Where the variable `name` was set last before `user`."""
+        scope, statement = self._scope(load), self._statement(user)
         uses = [n for n in self.names if n.id == name]
-        stores = [n for n in uses if isinstance(n.ctx, ast.Store) and _end(n) < _end(second)]
-        statement = self._statement(second)
-        stores = [
-            n for n in stores if self._statement(n) is not statement and not self._are_apart(n, statement)
-        ]
+        stores = [n for n in uses if isinstance(n.ctx, ast.Store) and _end(n) < _start(statement)]
+        stores = [n for n in stores if not self._are_apart(n, statement)]
         if not stores:
             return
         first = self._statement(max(stores, key=_end))
-        if isinstance(first, ast.Assign):
-            alone, value = len(first.targets) == 1 and isinstance(first.targets[0], ast.Name), first.value
-        elif isinstance(first, ast.AnnAssign) and first.value is not None:
-            alone, value = isinstance(first.target, ast.Name), first.value
-        else:
-            return
-        if isinstance(value, ast.Tuple):
-            return
-        problem = ""
-        if not alone or self._is_shared(name, scope) or self._scope(first) is not scope:
-            problem = AGAIN
-        elif sum(n in uses and self._is_read(n) for n in ast.walk(statement)) > 1:
-            problem = AGAIN
-        elif _is_read_after(name, statement, self._around(statement)):
-            problem = AGAIN
-        elif self._before(statement) is not first or not self._comes_first(second, statement):
-            problem = BETWEEN
-        yield from ((call, inner or problem) for call, inner in self._sources(second, value))
+        targets = first.targets if isinstance(first, ast.Assign) else [getattr(first, "target", None)]
+        value = first.value if isinstance(first, ast.Assign | ast.AnnAssign) else None
+        again = (
+            len(targets) > 1
+            or self._is_shared(name, scope)
+            or self._scope(first) is not scope
+            or sum(n in uses and self._is_read(n) for n in ast.walk(statement)) > 1
+            or _is_read_after(name, statement, self._around(statement))
+        )
+        straight = (
+            isinstance(user, ast.Call)
+            and not isinstance(value, ast.Name)
+            and self._before(statement) is first
+            and self._comes_first(user, statement)
+        )
+        problem = AGAIN if again else "" if straight else BETWEEN
+        if isinstance(targets[0], ast.Name):
+            yield from ((call, inner or problem) for call, inner in self._sources(first, value))
 
-    def _kept(self, second: ast.Call, load: ast.Attribute) -> Iterator[tuple[ast.Call, str]]:
+    def _kept(self, user: ast.AST, load: ast.Attribute) -> Iterator[tuple[ast.Call, str]]:
         """The same for an attribute, which others can read at any time."""
         for n in self.nodes:
-            if isinstance(n, ast.Assign) and isinstance(n.value, ast.Call) and _end(n) < _start(second):
-                if any(
-                    isinstance(t, ast.Attribute) and ast.unparse(t) == ast.unparse(load) for t in n.targets
-                ):
+            if isinstance(n, ast.Assign) and isinstance(n.value, ast.Call) and _end(n) < _start(user):
+                kept = [ast.unparse(t) for t in n.targets if isinstance(t, ast.Attribute)]
+                if ast.unparse(load) in kept:
                     yield n.value, KEPT
 
     def _is_read(self, name: ast.Name) -> bool:
