@@ -1,14 +1,11 @@
 """Pairs in the code of methods: where they run fused, and where the calls run as they are written."""
 
-import functools
-
 import pytest
 import torch
 import torch.nn.functional as F
 from compare import X, assert_same, check
 from torch import nn
 
-import fusedact
 from fusedact import fuse, fusion_report
 
 
@@ -116,6 +113,22 @@ class Fused:
                 finally:
                     pass
             return self.fc2(x)
+
+    class ActivationInABranch(Base):
+        runs, pairs = 2, 3
+
+        def forward(self, x):
+            x = self.fc(x)
+            if self.act is not None:
+                x = self.act(x)
+            x = self.drop(x)
+            h = self.fc(x)
+            if not self.flag:
+                h = self.act(h)
+            elif self.training:
+                h = self.leaky(h)
+            h = self.drop(h)
+            return h
 
     class OneBranchReads(Base):
         def forward(self, x):
@@ -546,7 +559,7 @@ class Left:
 
         def forward(self, x):
             y = self.drop(self.act(self.fc(x)))
-            self = None  # noqa: PLW0642
+            self = None
             return y
 
 

@@ -103,24 +103,21 @@ class Function:
         stores = [n for n in stores if not self._are_apart(n, statement)]
         if not stores:
             return
-        first = self._statement(max(stores, key=_end))
-        targets = first.targets if isinstance(first, ast.Assign) else [getattr(first, "target", None)]
-        value = first.value if isinstance(first, ast.Assign | ast.AnnAssign) else None
         again = (
-            len(targets) > 1
-            or self._is_shared(name, scope)
-            or self._scope(first) is not scope
+            self._is_shared(name, scope)
             or sum(n in uses and self._is_read(n) for n in ast.walk(statement)) > 1
             or _is_read_after(name, statement, self._around(statement))
         )
-        straight = (
-            isinstance(user, ast.Call)
-            and not isinstance(value, ast.Name)
-            and self._before(statement) is first
-            and self._comes_first(user, statement)
-        )
-        problem = AGAIN if again else "" if straight else BETWEEN
-        if isinstance(targets[0], ast.Name):
+        before = self._before(statement)
+        for first in dict.fromkeys([*before, self._statement(max(stores, key=_end))]):
+            targets = first.targets if isinstance(first, ast.Assign) else [getattr(first, "target", None)]
+            value = first.value if isinstance(first, ast.Assign | ast.AnnAssign) else None
+            if not isinstance(targets[0], ast.Name) or name not in [getattr(t, "id", "") for t in targets]:
+                continue
+            straight = first in before and isinstance(user, ast.Call) and not isinstance(value, ast.Name)
+            problem = "" if straight and self._comes_first(user, statement) else BETWEEN
+            if again or len(targets) > 1 or self._scope(first) is not scope:
+                problem = AGAIN
             yield from ((call, inner or problem) for call, inner in self._sources(first, value))
 
     def _kept(self, user: ast.AST, load: ast.Attribute) -> Iterator[tuple[ast.Call, str]]:
@@ -156,13 +153,12 @@ class Function:
             node = self.parents[node]
         return node
 
-    def _before(self, statement: ast.stmt) -> ast.stmt | None:
-        """The statement before it in the same block."""
+    def _before(self, statement: ast.stmt) -> list[ast.stmt]:
+        """The statements that may run right before it: the one above, or the last ones of an `if` there."""
         for _, block in ast.iter_fields(self.parents[statement]):
             if isinstance(block, list) and statement in block[1:]:
-                before: ast.stmt = block[block.index(statement) - 1]
-                return before
-        return None
+                return list(_last(block[block.index(statement) - 1]))
+        return []
 
     def _are_apart(self, one: ast.AST, other: ast.AST) -> bool:
         """They stand in the two branches of an `if`."""
@@ -224,6 +220,15 @@ def is_method(call: ast.Call) -> bool:
         and not call.args
         and not call.keywords
     )
+
+
+def _last(statement: ast.stmt) -> Iterator[ast.stmt]:
+    """The statements of which one ran last when `statement` has run."""
+    if isinstance(statement, ast.If):
+        for branch in (statement.body, statement.orelse):
+            yield from _last(branch[-1]) if branch else ()
+    else:
+        yield statement
 
 
 def _start(node: ast.AST) -> tuple[int, int]:

@@ -27,8 +27,9 @@ class Scope:
 
     def __init__(self, module: nn.Module, method: Method, flow: Function) -> None:
         self.module, self.method, self.flow = module, method, flow
-        code, closure = method.code, method.function.__closure__ or ()
-        self.cells = {name: contents(cell) for name, cell in zip(code.co_freevars, closure, strict=True)}
+        function = method.function
+        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        self.cells = {name: contents(cell) for name, cell in cells}
 
     def is_self(self, node: ast.AST) -> bool:
         """It is the name of the method's first parameter."""

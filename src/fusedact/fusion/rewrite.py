@@ -83,8 +83,8 @@ def change(method: Method, roles: Iterable[Role]) -> Change | None:
     for role in roles:
         known[role.index] = max(role.kind, known.get(role.index, "finish"), key=_STRENGTH.index)
     if known != _roles.get(method.function):
-        code = compiled(method, _Rewriter(method, known).function())
-        if code is None or code.co_freevars != method.code.co_freevars:
+        code = compiled(method, _Rewriter(method, known).body())
+        if code is None:
             return None
         originals.setdefault(method.function, method.function.__code__)
         method.function.__code__ = code
@@ -125,8 +125,8 @@ class _Rewriter(ast.NodeTransformer):
             if kind == "fresh" and isinstance(node, ast.Call)
         }
 
-    def function(self) -> Any:
-        """The function with both bodies: for modules that are fused, and as it was written."""
+    def body(self) -> list[ast.stmt]:
+        """Both bodies: for modules that are fused, and as it was written."""
         node = self.function_node
         assert node is not None
         written = copy.deepcopy(node.body)
@@ -140,8 +140,7 @@ class _Rewriter(ast.NodeTransformer):
             for child in ast.walk(new):
                 ast.copy_location(child, node.body[0])
         ast.copy_location(choice, node.body[0])
-        node.body = [*written[:first], *look.body]
-        return node
+        return [*written[:first], *look.body]
 
     def visit_Call(self, call: ast.Call) -> ast.AST:
         index, kind = self.roles.get(call, (0, ""))

@@ -15,7 +15,7 @@ from .pair import CHAIN, Key, calls_of
 from .recognise import Half
 from .resolve import Scope, elements_of
 from .rewrite import Role
-from .source import Method, methods, names
+from .source import Method, methods
 
 SINCE = "it joined the model after that was fused"
 _function = functools.lru_cache(maxsize=4096)(lambda node: Function(node))
@@ -118,7 +118,7 @@ class _Code:
         """The module's dropouts that code which can't be read may call."""
         for name, child in self.module._modules.items():
             half = recognise.half(child)
-            if half and half.dropout and name in names(self.method):
+            if half and half.dropout and name in self.method.names:
                 text = f"? -> {half.text}"
                 yield self._found((), text, half, reason)
 
