@@ -355,7 +355,12 @@ def is_fresh(callee: Any) -> bool:
 
 
 def half(callee: Any) -> Half | None:
-    """What a module or function is in a pair, as it is now; None if it is no part of one."""
+    """What a module or function is in a pair, as it is now; None if it is no part of one.
+
+    A string is the name of something that isn't known.
+    """
+    if isinstance(callee, str):
+        return _named_half(callee)
     if not isinstance(callee, nn.Module):
         return _function_half(callee) if isinstance(callee, _CALLABLES) else None
     cls, own = type(callee), vars(callee)
@@ -391,8 +396,7 @@ def _function_half(function: Any) -> Half | None:
     return Half(name, False, row, known.inplace, problem="" if row else f"no fused kernel for {name}")
 
 
-def by_name(name: str) -> Half | None:
-    """What something that is known by its name alone may be."""
+def _named_half(name: str) -> Half | None:
     last = name.rpartition(".")[2].lower()
     if "drop" in last:
         return Half(name, True)
