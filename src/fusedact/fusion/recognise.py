@@ -247,7 +247,7 @@ def activation(callee: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
         own = callee.__dict__
         if known.alone is not None and own.get("inplace", False) is False:
             return known.alone
-        if "act" in own and not _is_own(own["act"], callee):
+        if "act" in own and not _is_own(own["act"], callee, known.row):
             return None
         row = ROWS.get(row_name(known, own.get("approximate", "none")))
         parameters = tuple([own.get(name) for name in known.parameters])
@@ -291,10 +291,13 @@ def _function(callee: Any) -> Known | None:
     return FUNCTIONS.get(callee) if isinstance(callee, _CALLABLES) else None
 
 
-def _is_own(function: Any, module: nn.Module) -> bool:
-    """What Hugging Face's GELU modules call is what their constructors gave them."""
-    function = getattr(function, "func", function)
-    return function is F.gelu or getattr(function, "__self__", None) is module
+def _is_own(function: Any, module: nn.Module, row: str) -> bool:
+    """What one of Hugging Face's modules calls is what its constructor gave it."""
+    approximate = getattr(function, "keywords", {}).get("approximate", "none")
+    known = _function(getattr(function, "func", function))
+    return getattr(function, "__self__", None) is module or (
+        known is not None and row_name(known, approximate) == row
+    )
 
 
 def dropout(callee: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float | None:
@@ -319,7 +322,7 @@ def dropout(callee: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> fl
         values.pop("input", None)
         if len(values) != 4:
             return None
-        p, training = values["p"], values["training"] and values["train"]
+        p, training = values["p"], values[names[1]]
     if (type(p) is not float and type(p) is not int) or type(training) is not bool:
         return None
     return p if training else 0.0
