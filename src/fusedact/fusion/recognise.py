@@ -332,7 +332,7 @@ def is_inplace(callee: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     """A call of a dropout changes its input."""
     if isinstance(callee, nn.Module):
         return callee.__dict__.get("inplace", False) is not False
-    return kwargs.get("inplace", args[3] if len(args) > 3 else False) is not False
+    return callee is F.dropout and kwargs.get("inplace", (*args, False)[3:4] == (True,)) is not False
 
 
 def is_identity(callee: Any) -> bool:
