@@ -3,9 +3,9 @@
     python -m benchmarks.zoo [--only torchvision|transformers] [--match TEXT] [--json FILE] [--bits N]
 
 Every model is built on the meta device (Hugging Face's with few layers) and called twice in training mode, as it is
-and fused, with the kernels' place taken by the eager composition. Counted are the calls of an elementwise dropout on
-the very tensor that an activation returned, and how many of those ran fused. Models whose inputs nobody here knows
-count by their report alone. With `--bits N`, N small models run on the CPU: same seed, same bits in training and
+and fused, with the kernels' place taken by the eager composition. Those that need values run on the CPU, made small.
+Counted are the calls of an elementwise dropout on the very tensor that an activation returned, and how many of those
+ran fused. Models whose inputs nobody here knows count by their report alone. With `--bits N`, N small models run on the CPU: same seed, same bits in training and
 in eval, forward and backward.
 """
 
@@ -31,9 +31,11 @@ import fusedact
 from benchmarks.machine import versions
 from fusedact.fusion import recognise
 
-SECONDS = 120  # per model
+SECONDS = 40  # per model
 SMALL = {  # a configuration's attributes and what they become, where they are larger
-    **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers"), 2),
+    **dict.fromkeys(
+        ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers"), 2
+    ),
     **dict.fromkeys(("num_decoder_layers", "num_encoder_layers", "num_local_experts", "num_experts"), 2),
 }
 TINY = {
@@ -41,7 +43,9 @@ TINY = {
     **dict.fromkeys(("vocab_size",), 100),
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "embed_dim"), 32),
     **dict.fromkeys(("intermediate_size", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "n_inner"), 64),
-    **dict.fromkeys(("num_attention_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads"), 4),
+    **dict.fromkeys(
+        ("num_attention_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads"), 4
+    ),
 }
 
 
@@ -63,7 +67,7 @@ class Pairs(TorchFunctionMode):
         name = ""
         if function in recognise._DROPOUTS:
             x, p, training = _bound(function, args, kwargs)
-            if training and 0 < p < 1 and id(x) in self._made:
+            if training and p > 0 and id(x) in self._made:
                 self.found[self._made[id(x)][1]] += 1
         elif isinstance(function, recognise._CALLABLES) and function in recognise.FUNCTIONS:
             name = recognise.FUNCTIONS[function].row
@@ -80,7 +84,12 @@ class Pairs(TorchFunctionMode):
 
 
 def _bound(function: Any, args: Any, kwargs: Any) -> tuple[Any, float, bool]:
-    values = {"p": 0.5, "training": True, **kwargs, **dict(zip(("input", "p", "training"), args, strict=False))}
+    values = {
+        "p": 0.5,
+        "training": True,
+        **kwargs,
+        **dict(zip(("input", "p", "training"), args, strict=False)),
+    }
     return values["input"], values["p"], values.get("train", values["training"])
 
 
@@ -138,19 +147,22 @@ def transformers_models(sizes: dict[str, int]) -> Iterator[tuple[str, Callable[[
         def build(name: str = name) -> nn.Module:
             config = CONFIG_MAPPING[name]()
             shrink(config, sizes)
-            model: nn.Module = AutoModel.from_config(config)
+            model: nn.Module = AutoModel.from_config(config, dtype=torch.float32)
             return model
 
-        yield name, build
+        if CONFIG_MAPPING[name] in AutoModel._model_mapping:
+            yield name, build
 
 
 def shrink(config: Any, sizes: dict[str, int]) -> None:
-    """Fewer layers, and for a model in earnest smaller ones, in a configuration and those inside it."""
+    """Fewer layers, for a model in earnest smaller ones, and no dropout of p = 0, in all of a configuration."""
     from transformers import PretrainedConfig
 
     for name, value in list(vars(config).items()):
         if isinstance(value, PretrainedConfig):
             shrink(value, sizes)
+        elif ("dropout" in name or "pdrop" in name) and value == 0 and type(value) in (int, float):
+            setattr(config, name, 0.1)
         elif name in sizes and type(value) is int and value > sizes[name]:
             with contextlib.suppress(Exception):
                 setattr(config, name, sizes[name])
@@ -171,7 +183,9 @@ def inputs(model: nn.Module, name: str) -> Iterator[dict[str, Any]]:
         return
     config: Any = model.config
     ids = torch.ones(2, 8, dtype=torch.long)
-    size = getattr(config, "image_size", None) or getattr(getattr(config, "vision_config", None), "image_size", 224)
+    size = getattr(config, "image_size", None) or getattr(
+        getattr(config, "vision_config", None), "image_size", 224
+    )
     height, width = size if isinstance(size, list | tuple) else (size, size)
     channels = getattr(config, "num_channels", 3)
     pixels = torch.zeros(2, channels if isinstance(channels, int) else 3, height, width)
@@ -203,45 +217,73 @@ def call(model: nn.Module, arguments: dict[str, Any]) -> Any:
     return model(*arguments.values())
 
 
-def sweep(library: str, name: str, build: Callable[[], nn.Module]) -> dict[str, Any]:
+def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+    """The model without memory, its dropouts with p above 0."""
+    try:
+        with torch.device("meta"):
+            model = build()
+    except NotImplementedError:  # it computes with tensors while it is made
+        model = build().to("meta")
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) and module.p == 0:
+            module.p = 0.1
+    return model
+
+
+def sweep(
+    library: str, name: str, build: Callable[[], nn.Module], tiny: Callable[[], nn.Module]
+) -> dict[str, Any]:
     """One model's row: what was found while it ran, what ran fused, and what the report says."""
     row: dict[str, Any] = {"library": library, "model": name}
     start = time.perf_counter()
     stage = "building"
     try:
-        with limited(SECONDS), torch.device("meta"):
-            model = build().train()
+        with limited(SECONDS):
+            model = on_meta(build).train()
             stage = "fuse"
             fused = fusedact.fuse(model)
             report = fusedact.fusion_report(fused)
             row["fused"] = len(report.fused)
             row["left"] = [[pair.path, pair.pair, pair.reason] for pair in report.left]
             stage = "running"
-            errors = []
-            for arguments in inputs(model, name):
-                pairs = Pairs()
-                hook = nn.modules.module.register_module_forward_hook(pairs.module_called)
-                try:
-                    with pairs:
-                        call(model, arguments)
-                except (KeyboardInterrupt, TimeoutError):
-                    raise
-                except Exception as error:
-                    errors.append(f"{type(error).__name__}: {error}"[:200])
-                    continue
-                finally:
-                    hook.remove()
-                stage = "running fused"
-                with composed() as ran:
-                    call(fused, arguments)
-                row["found_running"], row["ran_fused"] = dict(pairs.found), dict(ran)
-                break
-            else:
-                row["not_run"] = errors[:1]
+            errors: list[str] = []
+            with torch.device("meta"):
+                ran = run_both(model, fused, name, errors)
+            if ran is None and library == "transformers":
+                stage = "building a small one"
+                model = tiny().train()
+                stage = "running"
+                ran = run_both(model, fusedact.fuse(model), name, errors)
+            row.update(ran or {"not_run": errors[:1]})
+    except TimeoutError as error:
+        row["not_run"] = [f"{stage}: {error}"]
     except Exception as error:
         row["error"] = f"{stage}: {type(error).__name__}: {error}"[:300]
     row["seconds"] = round(time.perf_counter() - start, 1)
     return row
+
+
+def run_both(model: nn.Module, fused: nn.Module, name: str, errors: list[str]) -> dict[str, Any] | None:
+    """What was found while `model` ran, and what ran fused in `fused`; None if no guess of its inputs is right."""
+    for arguments in inputs(model, name):
+        pairs = Pairs()
+        hook = nn.modules.module.register_module_forward_hook(pairs.module_called)
+        torch.manual_seed(0)  # for layers that are dropped as a whole
+        try:
+            with pairs:
+                call(model, arguments)
+        except TimeoutError:
+            raise
+        except Exception as error:
+            errors.append(f"{type(error).__name__}: {error}"[:200])
+            continue
+        finally:
+            hook.remove()
+        torch.manual_seed(0)
+        with composed() as ran:
+            call(fused, arguments)
+        return {"found_running": dict(pairs.found), "ran_fused": dict(ran)}
+    return None
 
 
 def compare_bits(name: str, build: Callable[[], nn.Module]) -> dict[str, Any] | None:
@@ -258,12 +300,18 @@ def compare_bits(name: str, build: Callable[[], nn.Module]) -> dict[str, Any] | 
     same = {}
     for training in (True, False):
         results = []
-        for each, context in ((model, contextlib.nullcontext()), (fused, composed()), (fused, contextlib.nullcontext())):
+        for each, context in (
+            (model, contextlib.nullcontext()),
+            (fused, composed()),
+            (fused, contextlib.nullcontext()),
+        ):
             each.train(training).zero_grad()
             buffers = [(buffer, buffer.clone()) for buffer in each.buffers()]
             torch.manual_seed(1)
             with context:
-                total = sum((t.float().square().mean() for t in _tensors(call(each, arguments))), torch.zeros(()))
+                total = sum(
+                    (t.float().square().mean() for t in _tensors(call(each, arguments))), torch.zeros(())
+                )
                 if total.requires_grad:
                     total.backward()
             with torch.no_grad():
@@ -302,14 +350,17 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 def summary(rows: Sequence[dict[str, Any]]) -> str:
     """The table of the docs."""
-    lines = ["| | models | ran | pairs while running | ran fused | | errors |", "|---|---:|---:|---:|---:|---:|---:|"]
+    lines = [
+        "| | models | ran | pairs while running | ran fused | | errors |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
     for library in dict.fromkeys(row["library"] for row in rows):
         mine = [row for row in rows if row["library"] == library]
         ran = [row for row in mine if "found_running" in row]
         found = sum(sum(row["found_running"].values()) for row in ran)
         fused = sum(sum(row["ran_fused"].values()) for row in ran)
-        errors = sum("error" in row and not row["error"].startswith("building") for row in mine)
-        built = sum(not row.get("error", "").startswith("building") for row in mine)
+        errors = sum("error" in row and not row["error"].startswith("building:") for row in mine)
+        built = sum(not row.get("error", "").startswith("building:") for row in mine)
         share = f"{fused / found:.1%}" if found else "-"
         lines.append(f"| {library} | {built} | {len(ran)} | {found} | {fused} | {share} | {errors} |")
     return "\n".join(lines)
@@ -317,7 +368,9 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the sweeps; 1 if a model raised an error in `fuse`, or bits differed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", choices=["torchvision", "transformers"])
     parser.add_argument("--match", default="", help="models whose name has it")
     parser.add_argument("--bits", type=int, default=0, help="so many small models on the CPU (default: none)")
@@ -325,13 +378,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    libraries = {"torchvision": torchvision_models, "transformers": lambda: transformers_models(SMALL)}
+    libraries = {
+        "torchvision": lambda: ((*model, model[1]) for model in torchvision_models()),
+        "transformers": lambda: (
+            (*model, tiny)
+            for model, (_, tiny) in zip(transformers_models(SMALL), transformers_models(TINY), strict=True)
+        ),
+    }
     rows, bits = [], []
     for library, models in libraries.items():
         if options.only in (None, library) and not options.bits:
-            for name, build in models():
+            for name, build, tiny in models():
                 if options.match in name:
-                    rows.append(sweep(library, name, build))
+                    rows.append(sweep(library, name, build, tiny))
                     print(json.dumps(rows[-1]), flush=True)
     if options.bits:
         for name, build in transformers_models(TINY):

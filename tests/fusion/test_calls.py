@@ -114,15 +114,30 @@ class Fused:
                     pass
             return self.fc2(x)
 
-    class OneBranchReads(Base):
+    class ActivationInABranch(Base):
+        runs, pairs = 2, 3
+
+        def forward(self, x):
+            x = self.fc(x)
+            if self.act is not None:
+                x = self.act(x)
+            x = self.drop(x)
+            h = self.fc(x)
+            if not self.flag:
+                h = self.act(h)
+            elif self.training:
+                h = self.leaky(h)
+            h = self.drop(h)
+            return h
+
+    class SetAnew(Base):
         def forward(self, x):
             h = self.act(self.fc(x))
             y = self.drop(h)
-            if self.flag:
-                h = self.fc2(y)
-            else:
+            if not self.flag:
                 return y
-            return h
+            h = self.fc2(y)
+            return h + 1
 
     class Helper(Base):
         def forward(self, x):

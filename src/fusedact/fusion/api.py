@@ -12,7 +12,7 @@ from ..activations import Activation, check_flag, check_module
 from . import recognise, rewrite
 from .pair import Calls, Key, calls_of, mark
 from .report import FusionReport, Pair
-from .survey import Found, survey
+from .survey import Found, Survey
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -49,11 +49,11 @@ def fuse(model: Model, inplace: bool = False, *, lone_dropout: bool = False) -> 
                 f"{type(error).__name__}: {error}. Call fuse(model, inplace=True) to change the model itself"
             ) from error
     recognise.refresh()
-    found = survey(model, lone_dropout)
+    found = Survey(False, lone_dropout).of(model)
     for module in model.modules():
         mark(module, None)
     for module, methods in found.roles.items():
-        changes = (rewrite.change(method, tuple(roles)) for method, roles in methods.items())
+        changes = (rewrite.change(method, roles) for method, roles in methods.items())
         mark(module, Calls(tuple(filter(None, changes)), lone_dropout))
     if calls_of(model) is None:
         mark(model, Calls((), lone_dropout))
@@ -155,7 +155,7 @@ def places(model: nn.Module) -> list[Place]:
 def _found(model: nn.Module) -> list[Found]:
     """The pairs of a fused model."""
     _check_fused(model)
-    return list(survey(model, fused=True).pairs.values())
+    return list(Survey(True).of(model).pairs.values())
 
 
 def _check_fused(model: nn.Module) -> None:

@@ -1,9 +1,8 @@
 """Which calls of a function get another call's result, and whether anyone else could see it."""
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 from .recognise import METHODS
 
@@ -35,14 +34,6 @@ class Link:
     problem: str
 
 
-@dataclass(frozen=True, eq=False)
-class Loop:
-    """`for layer in layers: x = layer(x)`."""
-
-    node: ast.For
-    variable: str
-
-
 class Function:
     """A function's syntax tree, and where its values go.
 
@@ -50,11 +41,12 @@ class Function:
         nodes: the tree's nodes, in `ast.walk`'s order.
         parents: of each node.
         names: all names, wherever they stand.
+        variables: the names of its variables, and of those of functions in it.
         evaluates: it may read variables by other means than their names.
         declares: it says of names that they are another scope's.
         calls: in the order of their ends.
         links: between its calls.
-        loops: those that call one module after the other.
+        loops: of the kind `for layer in layers: x = layer(x)`.
     """
 
     def __init__(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
@@ -62,13 +54,15 @@ class Function:
         self.nodes = list(ast.walk(node))
         self.parents = {child: parent for parent in self.nodes for child in ast.iter_child_nodes(parent)}
         self.names = [n for n in self.nodes if isinstance(n, ast.Name)]
+        arguments = (n.arg for n in self.nodes if isinstance(n, ast.arg))
+        self.variables = {n.id for n in self.names if not isinstance(n.ctx, ast.Load)}.union(arguments)
         self.evaluates = any(n.id in _EVALUATORS for n in self.names)
         declarations = [n for n in self.nodes if isinstance(n, ast.Global | ast.Nonlocal)]
         self.declared = {name for n in declarations for name in n.names}
         self.declares = any(self._scope(n) is node for n in declarations)
         self.calls = sorted((n for n in self.nodes if isinstance(n, ast.Call)), key=_end)
         self.links = [link for call in self.calls for link in self._links(call)]
-        self.loops = [loop for n in self.nodes if isinstance(n, ast.For) and (loop := self._loop(n))]
+        self.loops = [n for n in self.nodes if self._is_chain(n)]
 
     def producer(self, call: ast.Call) -> ast.expr | None:
         """What is called for a call's input, if nothing else gets that; None if that isn't certain."""
@@ -80,70 +74,94 @@ class Function:
         for first, problem in self._sources(second, argument(second)):
             yield Link(first, second, problem)
 
-    def _sources(self, second: ast.Call, value: ast.expr | None) -> Iterator[tuple[ast.Call, str]]:
-        """The calls whose result is `value`, an argument of `second`."""
+    def _sources(self, user: ast.AST, value: ast.expr | None) -> Iterator[tuple[ast.Call, str]]:
+        """The calls whose result is `value`, which `user` gets: a call, or a statement that renames it."""
         match value:
             case ast.Call():
                 yield value, ""
             case ast.IfExp(body=body, orelse=orelse):
-                yield from self._sources(second, body)
-                yield from self._sources(second, orelse)
+                yield from self._sources(user, body)
+                yield from self._sources(user, orelse)
             case ast.NamedExpr(value=inner):
-                yield from ((first, problem or AGAIN) for first, problem in self._sources(second, inner))
+                yield from ((first, problem or AGAIN) for first, problem in self._sources(user, inner))
             case ast.Name(id=name):
-                yield from self._assigned(second, value, name)
+                yield from self._assigned(user, value, name)
             case ast.Attribute():
-                yield from self._kept(second, value)
+                yield from self._kept(user, value)
 
-    def _assigned(self, second: ast.Call, load: ast.Name, name: str) -> Iterator[tuple[ast.Call, str]]:
-        """Where the variable `name` was set last before `second`."""
-        scope = self._scope(load)
-        uses = [n for n in self.names if n.id == name]
-        stores = [n for n in uses if isinstance(n.ctx, ast.Store) and _end(n) < _end(second)]
-        statement = self._statement(second)
-        stores = [
-            n for n in stores if self._statement(n) is not statement and not self._are_apart(n, statement)
-        ]
+    def _assigned(self, user: ast.AST, load: ast.Name, name: str) -> Iterator[tuple[ast.Call, str]]:
+        """Where the variable `name` was set last before `user`."""
+        scope, statement = self._scope(load), self._statement(user)
+        stores = [n for n in self.names if n.id == name and isinstance(n.ctx, ast.Store)]
+        stores = [n for n in stores if _end(n) < _start(statement) and not self._are_apart(n, statement)]
         if not stores:
             return
-        first = self._statement(max(stores, key=_end))
-        if isinstance(first, ast.Assign):
-            alone, value = len(first.targets) == 1 and isinstance(first.targets[0], ast.Name), first.value
-        elif isinstance(first, ast.AnnAssign) and first.value is not None:
-            alone, value = isinstance(first.target, ast.Name), first.value
-        else:
-            return
-        if isinstance(value, ast.Tuple):
-            return
-        problem = ""
-        if (
-            not alone
-            or self._is_shared(name, scope)
-            or self._scope(first) is not scope
-            or sum(n in uses and self._is_read(n) for n in ast.walk(statement)) > 1
-            or _is_read_after(name, statement, self._around(statement))
-        ):
-            problem = AGAIN
-        elif self._before(statement) is not first or not self._comes_first(second, statement):
-            problem = BETWEEN
-        yield from ((call, inner or problem) for call, inner in self._sources(second, value))
+        again = (
+            self._is_shared(name, scope)
+            or self._reads(statement, name) > 1
+            or self._is_read_after(name, statement)
+        )
+        before = self._before(statement)
+        for first in dict.fromkeys([*before, self._statement(max(stores, key=_end))]):
+            targets = first.targets if isinstance(first, ast.Assign) else [getattr(first, "target", None)]
+            value = first.value if isinstance(first, ast.Assign | ast.AnnAssign) else None
+            if not isinstance(targets[0], ast.Name) or name not in [getattr(t, "id", "") for t in targets]:
+                continue
+            straight = first in before and isinstance(user, ast.Call) and not isinstance(value, ast.Name)
+            problem = "" if straight and self._comes_first(user, statement) else BETWEEN
+            if again or len(targets) > 1 or self._scope(first) is not scope:
+                problem = AGAIN
+            yield from ((call, inner or problem) for call, inner in self._sources(first, value))
 
-    def _kept(self, second: ast.Call, load: ast.Attribute) -> Iterator[tuple[ast.Call, str]]:
+    def _kept(self, user: ast.AST, load: ast.Attribute) -> Iterator[tuple[ast.Call, str]]:
         """The same for an attribute, which others can read at any time."""
         for n in self.nodes:
-            if isinstance(n, ast.Assign) and isinstance(n.value, ast.Call) and _end(n) < _start(second):
-                if any(
-                    isinstance(t, ast.Attribute) and ast.unparse(t) == ast.unparse(load) for t in n.targets
-                ):
+            if isinstance(n, ast.Assign) and isinstance(n.value, ast.Call) and _end(n) < _start(user):
+                kept = [ast.unparse(t) for t in n.targets if isinstance(t, ast.Attribute)]
+                if ast.unparse(load) in kept:
                     yield n.value, KEPT
 
     def _is_read(self, name: ast.Name) -> bool:
         return isinstance(name.ctx, ast.Load) or isinstance(self.parents[name], ast.AugAssign)
 
-    def _around(self, statement: ast.stmt) -> list[ast.stmt]:
-        """The body of the function that the statement stands in."""
-        node = self._scope(statement)
-        return node.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else [statement]
+    def _reads(self, node: ast.AST, name: str) -> int:
+        """How often the code of `node` reads the variable."""
+        return sum(isinstance(n, ast.Name) and n.id == name and self._is_read(n) for n in ast.walk(node))
+
+    def _is_read_after(self, name: str, statement: ast.stmt) -> bool:
+        """When `statement` has run, or failed, someone may read what the variable held before it."""
+        once = self._reads(self._scope(statement), name) == 1
+        if once or isinstance(statement, ast.Return) or _sets(statement, name):
+            return self._is_rescued(name, statement)
+        node: ast.AST = statement
+        while not isinstance(node, _SCOPES):
+            for later in self._block(node)[1]:
+                if self._reads(later, name):
+                    return True
+                if _sets(later, name) or isinstance(later, ast.Return | ast.Raise):
+                    return self._is_rescued(name, statement)
+            node = self.parents[node]
+            if isinstance(node, ast.For | ast.AsyncFor | ast.While | ast.Try):
+                return True  # where it goes on isn't followed
+        return False
+
+    def _is_rescued(self, name: str, statement: ast.stmt) -> bool:
+        """A handler or `finally` around the statement reads the variable."""
+        node: ast.AST = statement
+        while not isinstance(node, _SCOPES):
+            node = self.parents[node]
+            after = [*getattr(node, "handlers", ()), *getattr(node, "finalbody", ())]
+            if any(self._reads(each, name) for each in after):
+                return True
+        return False
+
+    def _block(self, node: ast.AST) -> tuple[list[ast.stmt], list[ast.stmt]]:
+        """What stands before and after a statement in its block."""
+        for _, block in ast.iter_fields(self.parents[node]):
+            if isinstance(block, list) and node in block:
+                i = block.index(node)
+                return block[:i], block[i + 1 :]
+        return [], []
 
     def _is_shared(self, name: str, scope: ast.AST) -> bool:
         """Other scopes may read the variable, or code that is made at run time."""
@@ -162,13 +180,10 @@ class Function:
             node = self.parents[node]
         return node
 
-    def _before(self, statement: ast.stmt) -> ast.stmt | None:
-        """The statement before it in the same block."""
-        for _, block in ast.iter_fields(self.parents[statement]):
-            if isinstance(block, list) and statement in block[1:]:
-                before: ast.stmt = block[block.index(statement) - 1]
-                return before
-        return None
+    def _before(self, statement: ast.stmt) -> list[ast.stmt]:
+        """The statements that may run right before it: the one above, or the last ones of an `if` there."""
+        above = self._block(statement)[0]
+        return list(_last(above[-1])) if above else []
 
     def _are_apart(self, one: ast.AST, other: ast.AST) -> bool:
         """They stand in the two branches of an `if`."""
@@ -193,7 +208,7 @@ class Function:
         others = [n for n in ast.walk(statement) if isinstance(n, ast.Call | ast.Await | ast.Yield)]
         return not any(n is not call and _end(n) <= _start(call) for n in others)
 
-    def _loop(self, node: ast.For) -> Loop | None:
+    def _is_chain(self, node: ast.AST) -> bool:
         match node:
             case ast.For(
                 target=ast.Name(id=layer),
@@ -208,9 +223,8 @@ class Function:
                 uses = [n for n in self.names if n.id == layer]
                 scopes = {self._scope(n) for n in self.names if n.id in (layer, target)}
                 calls = any(isinstance(n, ast.Call) for n in ast.walk(node.iter))
-                if len(uses) == 2 and len(scopes) == 1 and not calls and not self.evaluates:
-                    return Loop(node, target)
-        return None
+                return len(uses) == 2 and len(scopes) == 1 and not calls and not self.evaluates
+        return False
 
 
 def argument(call: ast.Call) -> ast.expr | None:
@@ -232,114 +246,25 @@ def is_method(call: ast.Call) -> bool:
     )
 
 
+def _sets(statement: ast.stmt, name: str) -> bool:
+    """It sets the variable, or deletes it, whatever happens."""
+    simple = isinstance(statement, ast.Assign | ast.AnnAssign | ast.Delete)
+    names = [n for n in ast.walk(statement) if isinstance(n, ast.Name) and n.id == name]
+    return simple and any(not isinstance(n.ctx, ast.Load) for n in names)
+
+
+def _last(statement: ast.stmt) -> Iterator[ast.stmt]:
+    """The statements of which one ran last when `statement` has run."""
+    if isinstance(statement, ast.If):
+        for branch in (statement.body, statement.orelse):
+            yield from _last(branch[-1]) if branch else ()
+    else:
+        yield statement
+
+
 def _start(node: ast.AST) -> tuple[int, int]:
     return node.lineno, node.col_offset  # type: ignore[attr-defined]
 
 
 def _end(node: ast.AST) -> tuple[int, int]:
     return node.end_lineno, node.end_col_offset  # type: ignore[attr-defined]
-
-
-# Liveness of one variable, backwards through the statements of a function ------------------------------
-
-
-class _Jumps(NamedTuple):
-    """Whether the variable is read after a jump out of a statement, by its kind."""
-
-    breaks: bool = False
-    continues: bool = False
-    raises: bool = False
-    returns: bool = False
-
-
-class _Liveness:
-    def __init__(self, name: str, statement: ast.stmt) -> None:
-        self.name, self.statement, self.read = name, statement, False
-
-    def block(self, statements: Sequence[ast.AST], live: bool, jumps: _Jumps) -> bool:
-        """Whether the variable is live before the statements, if it is `live` after them."""
-        for node in reversed(statements):
-            if node is self.statement:
-                self.read |= jumps.raises or (live and not self._sets(node))
-            live = self._before(node, live, jumps) or jumps.raises
-        return live
-
-    def _before(self, node: ast.AST, live: bool, jumps: _Jumps) -> bool:
-        match node:
-            case ast.Return():
-                return self._reads(node) or jumps.returns
-            case ast.Raise():
-                return self._reads(node) or jumps.raises
-            case ast.Break():
-                return jumps.breaks
-            case ast.Continue():
-                return jumps.continues
-            case ast.If(test=test, body=body, orelse=orelse):
-                branches = [self.block(body, live, jumps), self.block(orelse, live, jumps)]
-                return self._reads(test) or any(branches)
-            case ast.While(test=head, body=body, orelse=orelse):
-                return self._loop(head, head, body, self.block(orelse, live, jumps), live, jumps)
-            case (
-                ast.For(target=target, iter=head, body=body, orelse=orelse)
-                | ast.AsyncFor(target=target, iter=head, body=body, orelse=orelse)
-            ):
-                left = self._loop(target, None, body, self.block(orelse, live, jumps), live, jumps)
-                return self._reads(head) or left
-            case ast.With(items=items, body=body) | ast.AsyncWith(items=items, body=body):
-                swallows = any("suppress" in ast.unparse(item) for item in items)
-                inner = jumps._replace(raises=jumps.raises or (swallows and live))
-                return self.block(body, live, inner) or any(self._reads(item) for item in items)
-            case ast.Match(subject=subject, cases=cases):
-                bodies = [self.block(case.body, live, jumps) for case in cases]
-                return self._reads(subject) or live or any(bodies) or any(map(self._reads, cases))
-            case ast.Try() | TryStar():
-                return self._try(node, live, jumps)
-        return self._reads(node) or (live and not self._sets(node))
-
-    def _loop(
-        self,
-        target: ast.AST,
-        test: ast.AST | None,
-        body: list[ast.stmt],
-        left: bool,
-        live: bool,
-        jumps: _Jumps,
-    ) -> bool:
-        head = left
-        for _ in range(2):  # the second time with what the next round reads
-            inside = jumps._replace(breaks=live, continues=head)
-            entered = self.block(body, head, inside) and not (test is None and self._sets(target))
-            head = left or entered or (test is not None and self._reads(test))
-        return head
-
-    def _try(self, node: Any, live: bool, jumps: _Jumps) -> bool:
-        after = self.block(node.finalbody, live, jumps)
-        # Every jump out of it goes through `finally`.
-        left = _Jumps(*(self.block(node.finalbody, jump, jumps) for jump in jumps))
-        handlers = [self.block(handler.body, after, left) for handler in node.handlers]
-        caught = left.raises or any(handlers) or any(map(self._reads, node.handlers))
-        within = left._replace(raises=caught)
-        return self.block(node.body, self.block(node.orelse, after, left), within)
-
-    def _reads(self, node: ast.AST) -> bool:
-        return any(
-            (isinstance(n, ast.Name) and n.id == self.name and isinstance(n.ctx, ast.Load))
-            or (isinstance(n, ast.AugAssign) and isinstance(n.target, ast.Name) and n.target.id == self.name)
-            for n in ast.walk(node)
-        )
-
-    def _sets(self, node: ast.AST) -> bool:
-        return any(
-            isinstance(n, ast.Name) and n.id == self.name and not isinstance(n.ctx, ast.Load)
-            for n in ast.walk(node)
-        )
-
-
-TryStar: Any = getattr(ast, "TryStar", ast.Try)  # Python 3.11
-
-
-def _is_read_after(name: str, statement: ast.stmt, body: list[ast.stmt]) -> bool:
-    """Somebody may read what the variable held before `statement` when that has run, or failed."""
-    liveness = _Liveness(name, statement)
-    liveness.block(body, False, _Jumps())
-    return liveness.read

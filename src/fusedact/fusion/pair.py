@@ -73,42 +73,38 @@ class Calls:
             together = self._together(key, held, callee, args, kwargs)
             if together is not None:
                 return together
-        return self._put_off(fresh, callee, args, kwargs)
-
-    def finish(self, key: Key, callee: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """A call whose result goes where nothing is known of it."""
-        held = args[0] if args else kwargs["input"]
-        if type(held) is Deferred:
-            together = self._together(key, held, callee, args, kwargs)
-            if together is not None:
-                return together
-        return value(self._put_off(None, callee, args, kwargs))
-
-    def _put_off(self, fresh: Any, callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A call that makes no pair with its input."""
-        held = args[0] if args else kwargs["input"]
-        if type(held) is Deferred:
             if recognise.is_identity(callee):
                 return held
-            calls = calls_of(callee) if recognise.is_sequence(callee) else None
-            if calls is not None and len(args) == 1 and not kwargs:
-                return calls.chain(CHAIN, callee, held, fresh, True)
+        calls = calls_of(callee) if recognise.is_sequence(callee) else None
+        if calls is not None and len(args) == 1 and not kwargs:
+            return calls.chain(CHAIN, callee, held, fresh, True)
+        if type(held) is Deferred:
             held = held.run()
             args, kwargs = ((held, *args[1:]), kwargs) if args else (args, {**kwargs, "input": held})
         found: Activated | float | None = recognise.activation(callee, args, kwargs)
-        if found is None:
-            calls = calls_of(callee) if recognise.is_sequence(callee) else None
-            if calls is not None and len(args) == 1 and not kwargs:
-                return calls.chain(CHAIN, callee, held, fresh, True)
-            if self.lone_dropout:
-                alone = _alone(callee, args, kwargs)
-                if alone is not None:
-                    return alone
-            found = recognise.dropout(callee, args, kwargs)
-        inplace = found.inplace if type(found) is Activated else recognise.is_inplace(callee, args, kwargs)
+        if found is not None:
+            inplace = found.inplace
+        else:
+            alone = _alone(callee, args, kwargs) if self.lone_dropout else None
+            if alone is not None:
+                return alone
+            found, inplace = (
+                recognise.dropout(callee, args, kwargs),
+                recognise.is_inplace(callee, args, kwargs),
+            )
         if found is None or (inplace and not recognise.is_fresh(fresh)):
             return _call(callee, args, kwargs)
         return Deferred(callee, args, kwargs, found)
+
+    def finish(self, key: Key, callee: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """A call whose result goes where nothing is known of it."""
+        held = args[0] if args else None
+        if type(held) is Deferred:  # what most calls come to, without what the others need
+            together = self._together(key, held, callee, args, kwargs)
+            if together is not None:
+                return together
+            args = (held.run(), *args[1:])
+        return value(self.begin(key, None, callee, *args, **kwargs))
 
     def chain(
         self, key: Key, callees: Iterable[Any], held: Any, fresh: Any = None, opens: bool = False

@@ -248,7 +248,7 @@ def activation(callee: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
         own = callee.__dict__
         if known.alone is not None and own.get("inplace", False) is False:
             return known.alone
-        if "act" in own and not _is_own(own["act"], callee):
+        if "act" in own and not _is_own(own["act"], callee, known.row):
             return None
         row = ROWS.get(row_name(known, own.get("approximate", "none")))
         parameters = tuple([own.get(name) for name in known.parameters])
@@ -292,10 +292,13 @@ def _function(callee: Any) -> Known | None:
     return FUNCTIONS.get(callee) if isinstance(callee, _CALLABLES) else None
 
 
-def _is_own(function: Any, module: nn.Module) -> bool:
-    """What Hugging Face's GELU modules call is what their constructors gave them."""
-    function = getattr(function, "func", function)
-    return function is F.gelu or getattr(function, "__self__", None) is module
+def _is_own(function: Any, module: nn.Module, row: str) -> bool:
+    """What one of Hugging Face's modules calls is what its constructor gave it."""
+    approximate = getattr(function, "keywords", {}).get("approximate", "none")
+    known = _function(getattr(function, "func", function))
+    return getattr(function, "__self__", None) is module or (
+        known is not None and row_name(known, approximate) == row
+    )
 
 
 def dropout(callee: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float | None:
@@ -320,7 +323,7 @@ def dropout(callee: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> fl
         values.pop("input", None)
         if len(values) != 4:
             return None
-        p, training = values["p"], values["training"] and values["train"]
+        p, training = values["p"], values[names[1]]
     if (type(p) is not float and type(p) is not int) or type(training) is not bool:
         return None
     return p if training else 0.0
@@ -330,7 +333,7 @@ def is_inplace(callee: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     """A call of a dropout changes its input."""
     if isinstance(callee, nn.Module):
         return callee.__dict__.get("inplace", False) is not False
-    return kwargs.get("inplace", args[3] if len(args) > 3 else False) is not False
+    return callee is F.dropout and kwargs.get("inplace", (*args, False)[3:4] == (True,)) is not False
 
 
 def is_identity(callee: Any) -> bool:
@@ -360,7 +363,12 @@ def is_fresh(callee: Any) -> bool:
 
 
 def half(callee: Any) -> Half | None:
-    """What a module or function is in a pair, as it is now; None if it is no part of one."""
+    """What a module or function is in a pair, as it is now; None if it is no part of one.
+
+    A string is the name of something that isn't known.
+    """
+    if isinstance(callee, str):
+        return _named_half(callee)
     if not isinstance(callee, nn.Module):
         return _function_half(callee) if isinstance(callee, _CALLABLES) else None
     cls, own = type(callee), vars(callee)
@@ -396,8 +404,7 @@ def _function_half(function: Any) -> Half | None:
     return Half(name, False, row, known.inplace, problem="" if row else f"no fused kernel for {name}")
 
 
-def by_name(name: str) -> Half | None:
-    """What something that is known by its name alone may be."""
+def _named_half(name: str) -> Half | None:
     last = name.rpartition(".")[2].lower()
     if "drop" in last:
         return Half(name, True)

@@ -8,7 +8,6 @@ import ast
 import copy
 import types
 import zlib
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from .dataflow import Function, is_method
@@ -18,19 +17,6 @@ from .source import Method, compiled, find, originals
 _CALLS = "_fusedact"
 
 
-class Role(NamedTuple):
-    """What becomes of one node of a function's syntax tree.
-
-    Attributes:
-        index: of the node, in `ast.walk`'s order.
-        kind: "begin" or "finish", as in `Calls`; "fresh", which is "begin" for an activation that works in
-            place; "chain" for a loop.
-    """
-
-    index: int
-    kind: str
-
-
 class Change(NamedTuple):
     """A function's roles, in a form that another process understands.
 
@@ -38,17 +24,18 @@ class Change(NamedTuple):
         owner: the class that has the function.
         name: its name there.
         checksum: of its source.
-        roles: what changes.
+        roles: what becomes of nodes of its syntax tree, by their index in `ast.walk`'s order: "begin" or
+            "finish", as in `Calls`; "fresh", which is "begin" for an activation in place; "chain" for a loop.
     """
 
     owner: type
     name: str
     checksum: int
-    roles: tuple[Role, ...]
+    roles: dict[int, str]
 
 
 _roles: dict[types.FunctionType, dict[int, str]] = {}
-_STRENGTH = ("finish", "begin", "fresh", "chain")
+_STRENGTH = ("", "finish", "begin", "fresh", "chain")
 
 
 def key(method: Method, index: int) -> str:
@@ -76,20 +63,25 @@ def changeable(method: Method) -> str:
     return ""
 
 
-def change(method: Method, roles: Iterable[Role]) -> Change | None:
+def add_role(roles: dict[int, str], index: int, kind: str) -> None:
+    """A node's role, beside those that it has."""
+    roles[index] = max(kind, roles.get(index, ""), key=_STRENGTH.index)
+
+
+def change(method: Method, roles: dict[int, str]) -> Change | None:
     """Change a method's code for all instances of its class that are fused; None if that isn't possible."""
     assert method.node is not None
     known = dict(_roles.get(method.function, {}))
-    for role in roles:
-        known[role.index] = max(role.kind, known.get(role.index, "finish"), key=_STRENGTH.index)
+    for index, kind in roles.items():
+        add_role(known, index, kind)
     if known != _roles.get(method.function):
-        code = compiled(method, _Rewriter(method, known).function())
-        if code is None or code.co_freevars != method.code.co_freevars:
+        code = compiled(method, _Rewriter(method, known).body())
+        if code is None:
             return None
         originals.setdefault(method.function, method.function.__code__)
         method.function.__code__ = code
         _roles[method.function] = known
-    return Change(method.owner, method.name, _checksum(method), tuple(roles))
+    return Change(method.owner, method.name, _checksum(method), roles)
 
 
 def is_changed(method: Method, index: int) -> bool:
@@ -125,8 +117,8 @@ class _Rewriter(ast.NodeTransformer):
             if kind == "fresh" and isinstance(node, ast.Call)
         }
 
-    def function(self) -> Any:
-        """The function with both bodies: for modules that are fused, and as it was written."""
+    def body(self) -> list[ast.stmt]:
+        """Both bodies: for modules that are fused, and as it was written."""
         node = self.function_node
         assert node is not None
         written = copy.deepcopy(node.body)
@@ -140,8 +132,7 @@ class _Rewriter(ast.NodeTransformer):
             for child in ast.walk(new):
                 ast.copy_location(child, node.body[0])
         ast.copy_location(choice, node.body[0])
-        node.body = [*written[:first], *look.body]
-        return node
+        return [*written[:first], *look.body]
 
     def visit_Call(self, call: ast.Call) -> ast.AST:
         index, kind = self.roles.get(call, (0, ""))
