@@ -283,3 +283,17 @@ def test_an_error_inside_the_block():
         model(torch.randn(5, 13))
     model(torch.randn(5, 12))
     assert only(monitor.report()).samples == 5
+
+
+def test_the_capture_is_asked_for_of_the_inputs_gpu(cuda):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    module, x = nn.ReLU(), torch.randn(5, 6, device="cuda:1")
+    with ActivityMonitor(module), torch.cuda.device(1):
+        graph, error = torch.cuda.CUDAGraph(), None
+        with torch.cuda.graph(graph, stream=torch.cuda.Stream(1)), torch.cuda.device(0):
+            try:
+                module(x)
+            except RuntimeError as raised:
+                error = raised
+    assert "has to be called once" in str(error)

@@ -378,6 +378,10 @@ def count_input(bound: Bound, x: Tensor, sampling: Sampling, figures: Figures, t
 
 def _free(kernel: Kernel, tensor: Tensor) -> bool:
     """Whether it can be launched now: nothing can be loaded while a graph is captured."""
-    if not (tensor.is_cuda and torch.cuda.is_current_stream_capturing()):
+    device = tensor.get_device()
+    if device < 0:  # in the interpreter
         return True
+    with torch.cuda.device(device):  # the capture is asked for of the current GPU
+        if not torch.cuda.is_current_stream_capturing():
+            return True
     return tensor.data_ptr() % 16 == 0 and kernel.ready(tensor.get_device())

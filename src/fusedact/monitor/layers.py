@@ -242,11 +242,13 @@ class WatchedLayer:
 def _add_tally(number: int, name: str, call: int, units: int, axis: int, dims: int, device: str) -> str:
     """Have a layer make a tally: while a compiler traces, and not in its graph."""
     layer = _watched[number]
-    if device.startswith("cuda") and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            f"layer {layer.name!r} has to be called once under ActivityMonitor before a CUDA graph is "
-            "captured: memory for its counts can't be made in one"
-        )
+    if device.startswith("cuda"):
+        with torch.cuda.device(device):  # the capture is asked for of the current GPU
+            if torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    f"layer {layer.name!r} has to be called once under ActivityMonitor before a CUDA graph "
+                    "is captured: memory for its counts can't be made in one"
+                )
     layer.add_tally(name, Key(number, call, units, axis, dims, device))
     return name
 
