@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from benchmarks.outputs import OutputError, new_figure
 from benchmarks.suite import SMALL
 from benchmarks.timings import (
     Figure,
@@ -158,11 +159,6 @@ def text(run: Run) -> str:
 
 def plot(run: Run, path: Path) -> None:
     """Over size, forward and backward together, a row of panels per dtype. What is refused is left out."""
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
-
     panels: dict[str, Callable[[Row], Figure]] = {
         "fraction of the copy's bandwidth": lambda row: fraction(run, row),
         "times as fast as eager": lambda row: speed_up(row, run.beside(row, backend="eager")),
@@ -171,7 +167,8 @@ def plot(run: Run, path: Path) -> None:
     }
     dtypes = run.values("dtype", kind="layer")
     size = (5 * len(panels), 4 * len(dtypes))
-    canvas, grid = plt.subplots(len(dtypes), len(panels), figsize=size, layout="constrained", squeeze=False)
+    canvas = new_figure(figsize=size)
+    grid = canvas.subplots(len(dtypes), len(panels), squeeze=False)
     for dtype, axes in zip(dtypes, grid, strict=True):
         for axis, (label, compute) in zip(axes, panels.items(), strict=True):
             for style, backend in (("o-", "fused"), ("s--", "fast"), ("x:", "eager")):
@@ -191,7 +188,6 @@ def plot(run: Run, path: Path) -> None:
                 axis.legend(fontsize="small")
     canvas.suptitle(run.title)
     canvas.savefig(path, dpi=100)
-    plt.close(canvas)
 
 
 # The README's blocks -----------------------------------------------------------------------------------
@@ -286,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 raise ValueError(f"{options.readme} differs from the results: run this without --check")
             if new != old:
                 options.readme.write_text(new)
-    except (OSError, ValueError) as error:
+    except (OSError, OutputError, ValueError) as error:
         parser.exit(1, f"{parser.prog}: error: {error}\n")
 
 

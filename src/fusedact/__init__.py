@@ -3,6 +3,8 @@
 from . import functional, testing
 from .activations import Activation, Parameter, Saves, register_activation
 from .functional import fused_function
+from .fusion import FusionReport, Pair, fuse, fusion_report, unfuse
+from .monitor import ActivityMonitor, ActivityReport, LayerActivity
 from .nn import (
     FusedActivationDropout,
     FusedCELUDropout,
@@ -21,8 +23,8 @@ from .nn import (
     FusedReLU6Dropout,
     FusedReLUDropout,
     FusedSELUDropout,
-    FusedSigmoidDropout,
     FusedSiLUDropout,
+    FusedSigmoidDropout,
     FusedSoftplusDropout,
     FusedSoftshrinkDropout,
     FusedSoftsignDropout,
@@ -34,6 +36,8 @@ from .nn import (
 
 __all__ = [
     "Activation",
+    "ActivityMonitor",
+    "ActivityReport",
     "FusedActivationDropout",
     "FusedCELUDropout",
     "FusedDropout",
@@ -60,11 +64,17 @@ __all__ = [
     "FusedTanhDropout",
     "FusedTanhshrinkDropout",
     "FusedThresholdDropout",
+    "FusionReport",
+    "LayerActivity",
+    "Pair",
     "Parameter",
     "Saves",
     "functional",
+    "fuse",
     "fused_function",
+    "fusion_report",
     "register_activation",
     "testing",
+    "unfuse",
 ]
 __version__ = "0.2.0"

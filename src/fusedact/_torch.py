@@ -27,7 +27,7 @@ def in_forward_mode() -> bool:
 
 
 def in_backward() -> bool:
-    """Whether autograd's engine is running this thread."""
+    """Whether autograd's engine is running this thread: forward then is a checkpoint that computes again."""
     return bool(torch._C._current_graph_task_id() != -1)
 
 

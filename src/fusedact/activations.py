@@ -110,10 +110,12 @@ class Activation:
     forward: Any = None
     backward: Any = None
     names: tuple[str, ...] = field(init=False)  # of the parameters
+    defaults: tuple[tuple[str, Any], ...] = field(init=False)  # by name
     numeric: bool = field(init=False)  # any finite numbers will do
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(parameter.name for parameter in self.parameters))
+        object.__setattr__(self, "defaults", tuple((p.name, p.default) for p in self.parameters))
         numeric = self.rule is None and all(parameter.choices is None for parameter in self.parameters)
         object.__setattr__(self, "numeric", numeric)
 
@@ -206,9 +208,14 @@ def add_row(row: Activation) -> Activation:
     return row
 
 
+def row_of(module: nn.Module) -> Activation | None:
+    """Return the row of modules of exactly that class, None if they are no activation's."""
+    return _BY_MODULE.get(type(module))
+
+
 def of_module(module: nn.Module) -> Bound | None:
     """Return the row of an activation module and its numbers, by its exact type; None if it has none."""
-    row = _BY_MODULE.get(type(module))
+    row = row_of(module)
     return None if row is None else row.bind(*(getattr(module, name) for name in row.names))
 
 

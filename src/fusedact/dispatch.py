@@ -67,7 +67,7 @@ def activation_dropout(
         if result is not None:
             return result
     check_input(input)
-    if training and 0 < p < 1 and _runs_operators(input) and operators.can_compute(row, values, p, rng):
+    if training and 0 < p < 1 and runs_operators(input) and operators.can_compute(row, values, p, rng):
         return operators.activation_dropout(row, input, values, p, inplace, rng, watchers)
     for watcher in watchers:
         watcher(input)
@@ -199,7 +199,8 @@ def runs_kernels(input: Tensor) -> bool:
     )
 
 
-def _runs_operators(input: Tensor) -> bool:
+def runs_operators(input: Tensor) -> bool:
+    """Whether a compiler is to be given the operators, by the kind of `input`."""
     # On a CPU the composition is what a compiler fuses best. Derivatives of functorch and forward mode
     # don't know of the operators: they would silently be 0. In words that a compiler can trace.
     return (

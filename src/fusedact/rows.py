@@ -144,6 +144,7 @@ LEAKY_RELU = add_row(
         exact=True,
         inplace=True,
         homogeneous=True,
+        dead=lambda negative_slope: _outside(0.0) if negative_slope == 0 else (),
     )
 )
 ELU = add_row(
@@ -156,6 +157,7 @@ ELU = add_row(
         parameters=(Parameter("alpha", 1.0, "minus the limit at -inf, any finite number"),),
         inplace=True,
         from_output=_elu_from_output,
+        dead=lambda alpha: _outside(0.0) if alpha == 0 else (),
         saturated=lambda alpha: _outside(-2.996),  # where exp(x) is a twentieth
     )
 )

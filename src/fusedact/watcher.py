@@ -5,6 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from .activations import Activation
 from .masks.plan import Plan
 
 # Counts from a call's signs, once they are there; see `kernels.launch.Kept`.
@@ -16,6 +17,9 @@ class Watcher(Protocol):
 
     def wants(self, training: bool) -> bool:
         """Whether it watches such a call."""
+
+    def computes(self, row: Activation, values: tuple[float, ...]) -> None:
+        """Note which activation a call in a fused model's code has, before the call is counted."""
 
     def __call__(self, input: Tensor, plan: Plan | None = None) -> Counter | None:
         """Count, before `input` may be overwritten; what signs of that plan tell may be left to a counter."""

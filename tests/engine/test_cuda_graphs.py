@@ -102,7 +102,7 @@ def test_the_monitor_counts_while_another_device_is_current(activation, make):
     x = torch.randn(64, 100, device="cuda:1")
     net = make(activation)
     with ActivityMonitor(net) as monitor:
-        with pytest.raises(RuntimeError, match="has to be called once"):  # or the counts stand in its memory
+        with pytest.raises(RuntimeError, match="must be called once"):  # or the counts stand in its memory
             captured(lambda: net(x), 1, current=0)
         net(x)
         graph, _ = captured(lambda: net(x), 1, current=0)

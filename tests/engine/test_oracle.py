@@ -126,11 +126,11 @@ def test_plan():
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"n": 0}, "n has to be at least 1, but got n=0"),
-        ({"p": 1.0}, "p has to be above 0 and below 1, .* but got p=1.0"),
-        ({"p": -0.1}, "p has to be above 0 and below 1, .* but got p=-0.1"),
-        ({"p": math.nan}, "p has to be above 0 and below 1, .* but got p=nan"),
-        ({"alignment": 12}, "alignment has to be a power of 2, but got alignment=12"),
+        ({"n": 0}, "n=0: it must be at least 1"),
+        ({"p": 1.0}, r"p=1\.0: it must be above 0 and below 1"),
+        ({"p": -0.1}, r"p=-0\.1: it must be above 0 and below 1"),
+        ({"p": math.nan}, "p=nan: it must be above 0 and below 1"),
+        ({"alignment": 12}, "alignment=12: it must be a power of 2"),
     ],
 )
 def test_masks_that_nobody_draws(arguments, match):

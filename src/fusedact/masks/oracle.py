@@ -72,7 +72,7 @@ def eager_mask(
     """
     _check_mask(n, p)
     if alignment < 1 or alignment & (alignment - 1):
-        raise ValueError(f"alignment has to be a power of 2, but got alignment={alignment!r}")
+        raise ValueError(f"alignment={alignment!r}: it must be a power of 2")
     plan = plans.eager_plan(n, dtype.itemsize, multiprocessors, threads_per_multiprocessor, alignment)
     threshold = plans.keep_threshold(p, dtype is torch.float64)
     return eager_words(torch.arange(n), plan, seed, offset) < threshold
@@ -80,9 +80,9 @@ def eager_mask(
 
 def _check_mask(n: int, p: float) -> None:
     if n < 1:
-        raise ValueError(f"n has to be at least 1, but got n={n!r}")
+        raise ValueError(f"n={n!r}: it must be at least 1")
     if not 0 < p < 1:
-        raise ValueError(f"p has to be above 0 and below 1, where a mask is drawn, but got p={p!r}")
+        raise ValueError(f"p={p!r}: it must be above 0 and below 1, where a mask is drawn")
 
 
 def fast_numbers(e: Tensor, seed: int, offset: int) -> Tensor:

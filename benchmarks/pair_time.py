@@ -1,0 +1,101 @@
+"""What a fused pair of calls costs beside the fused module and beside eager PyTorch, in Python.
+
+    python -m benchmarks.pair_time [--rounds N] [--json FILE]
+
+Three methods of a module, called in turn in one process: `self.drop(self.act(x))` as it is written, the
+same in a model that `fuse` returned, and `self.fused(x)` with the fused module. The stubs are
+`benchmarks.host_time`'s: what is measured is the host's share, with an 8-element tensor, forward alone. Rounds
+are short, so that some of them are undisturbed; the fastest counts.
+"""
+
+import argparse
+import json
+import timeit
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fusedact
+from benchmarks.host_time import passing_for_a_gpu
+from benchmarks.machine import versions
+from fusedact.functional import ACTIVATIONS
+
+LIMIT = 1.5  # us, of a pair over the fused module
+CALLS = 20  # per round
+
+
+class _Written(nn.Module):
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.act, self.drop = act, nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.drop(self.act(x))
+        return y
+
+
+class _Module(nn.Module):
+    def __init__(self, fused: nn.Module) -> None:
+        super().__init__()
+        self.fused = fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fused(x)
+        return y
+
+
+_MODULES = {
+    module.activation.name: module for module in vars(fusedact).values() if hasattr(module, "activation")
+}
+
+
+def microseconds(model: nn.Module, rounds: int) -> float:
+    """Per call, in the fastest round."""
+    x = torch.randn(8, requires_grad=True)
+    return min(timeit.repeat(lambda: model(x), number=CALLS, repeat=rounds)) / CALLS * 1e6
+
+
+def measure(rounds: int) -> list[dict[str, Any]]:
+    """One row per activation: microseconds per call of each of the three."""
+    rows = []
+    for activation in ACTIVATIONS:
+        written = _Written(activation.module())
+        models = {
+            "pair": fusedact.fuse(written),
+            "module": _Module(_MODULES[activation.name]()),
+        }
+        times = {"eager": microseconds(written, rounds)}
+        with passing_for_a_gpu():
+            for _ in range(3):
+                for name in ("pair", "module"):
+                    now = microseconds(models[name], rounds)
+                    times[name] = min(now, times.get(name, now))
+        rows.append({"activation": activation.name, **times})
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table and write the raw results; 1 if a pair costs more than it may."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=1000, help=f"of {CALLS} calls each (default: 1000)")
+    parser.add_argument("--json", type=Path, help="write the raw results there")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    rows = measure(options.rounds)
+    print("| activation | eager, us | fused module, us | fused pair, us | pair over module, us |")
+    print("|---|---:|---:|---:|---:|")
+    for row in rows:
+        times = row["eager"], row["module"], row["pair"], row["pair"] - row["module"]
+        print(f"| {row['activation']} | " + " | ".join(f"{time:.2f}" for time in times) + " |")
+    if options.json:
+        options.json.write_text(json.dumps({"versions": versions(), "rows": rows}, indent=1) + "\n")
+    return int(any(row["pair"] - row["module"] > LIMIT for row in rows))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,170 @@
+"""Functions whose code is changed where they stand: in fused modules, marked calls go through `Calls`.
+
+A function that is changed stays the same object, in the same class, with the same signature, closure and
+decorators. It begins with a look whether `self` is fused; if not, what was written runs as it was.
+"""
+
+import ast
+import copy
+import types
+import zlib
+from typing import Any, NamedTuple
+
+from .dataflow import Function, is_method
+from .pair import CHAIN, Calls
+from .source import Method, compiled, find, originals
+
+_CALLS = "_fusedact"
+
+
+class Change(NamedTuple):
+    """A function's roles, in a form that another process understands.
+
+    Attributes:
+        owner: the class that has the function.
+        name: its name there.
+        checksum: of its source.
+        roles: what becomes of nodes of its syntax tree, by their index in `ast.walk`'s order: "begin" or
+            "finish", as in `Calls`; "fresh", which is "begin" for an activation in place; "chain" for a loop.
+    """
+
+    owner: type
+    name: str
+    checksum: int
+    roles: dict[int, str]
+
+
+_roles: dict[types.FunctionType, dict[int, str]] = {}
+_STRENGTH = ("", "finish", "begin", "fresh", "chain")
+
+
+def key(method: Method, index: int) -> str:
+    """The name of a place in a module's code."""
+    if method.owner.__module__ == "torch.nn.modules.container":
+        return CHAIN
+    return f"{method.owner.__qualname__}.{method.name}:{index}"
+
+
+def changeable(method: Method) -> str:
+    """Why a method's code can't be changed; empty if it can."""
+    if method.node is None:
+        return f"the source of {method.owner.__name__}.{method.name} can't be read"
+    function = Function(method.node)
+    stored = {n.id for n in function.names if not isinstance(n.ctx, ast.Load)}
+    if not method.self or method.self in stored | function.declared:
+        return f"{method.name} has no self to tell whether the module is fused"
+    if (
+        "getattr" in stored
+        or "getattr" in method.function.__globals__
+        or function.evaluates
+        or function.declares
+    ):
+        return f"{method.name} looks variables up in a way of its own"
+    return ""
+
+
+def add_role(roles: dict[int, str], index: int, kind: str) -> None:
+    """A node's role, beside those that it has."""
+    roles[index] = max(kind, roles.get(index, ""), key=_STRENGTH.index)
+
+
+def change(method: Method, roles: dict[int, str]) -> Change | None:
+    """Change a method's code for all instances of its class that are fused; None if that isn't possible."""
+    assert method.node is not None
+    known = dict(_roles.get(method.function, {}))
+    for index, kind in roles.items():
+        add_role(known, index, kind)
+    if known != _roles.get(method.function):
+        code = compiled(method, _Rewriter(method, known).body())
+        if code is None:
+            return None
+        originals.setdefault(method.function, method.function.__code__)
+        method.function.__code__ = code
+        _roles[method.function] = known
+    return Change(method.owner, method.name, _checksum(method), roles)
+
+
+def is_changed(method: Method, index: int) -> bool:
+    """The node of that index goes through the calls of modules that are fused."""
+    return index in _roles.get(method.function, {})
+
+
+def revive(changes: tuple[Change, ...], lone_dropout: bool) -> Calls:
+    """The calls of a module that is loaded, perhaps in another process, whose code is changed likewise.
+
+    Where the source is another now, the module runs as it is written.
+    """
+    for owner, name, checksum, roles in changes:
+        method = find(owner, name)
+        if method is not None and not changeable(method) and _checksum(method) == checksum:
+            change(method, roles)
+    return Calls(changes, lone_dropout)
+
+
+def _checksum(method: Method) -> int:
+    return zlib.crc32(ast.dump(method.node).encode()) if method.node else 0
+
+
+class _Rewriter(ast.NodeTransformer):
+    def __init__(self, method: Method, roles: dict[int, str]) -> None:
+        self.method, self.function_node = method, copy.deepcopy(method.node)
+        assert self.function_node is not None
+        self.flow = Function(self.function_node)
+        self.roles = {self.flow.nodes[index]: (index, kind) for index, kind in roles.items()}
+        self.fresh = {
+            node: self.flow.producer(node)
+            for node, (_, kind) in self.roles.items()
+            if kind == "fresh" and isinstance(node, ast.Call)
+        }
+
+    def body(self) -> list[ast.stmt]:
+        """Both bodies: for modules that are fused, and as it was written."""
+        node = self.function_node
+        assert node is not None
+        written = copy.deepcopy(node.body)
+        fused = [self.visit(statement) for statement in node.body]
+        get = "getattr(getattr({}, '_non_persistent_buffers_set', None), 'fusedact', None)"
+        look = ast.parse(f"{_CALLS} = {get.format(self.method.self)}\nif {_CALLS} is None: pass\nelse: pass")
+        choice: Any = look.body[1]
+        first = 1 if ast.get_docstring(node) is not None else 0
+        choice.body, choice.orelse = written[first:] or choice.body, fused[first:] or choice.orelse
+        for new in (look.body[0], choice.test):
+            for child in ast.walk(new):
+                ast.copy_location(child, node.body[0])
+        ast.copy_location(choice, node.body[0])
+        return [*written[:first], *look.body]
+
+    def visit_Call(self, call: ast.Call) -> ast.AST:
+        index, kind = self.roles.get(call, (0, ""))
+        fresh = self.fresh.get(call)
+        self.generic_visit(call)
+        if not kind:
+            return call
+        callee: ast.expr = call.func
+        args = call.args
+        if is_method(call):
+            callee, args = ast.Constant(call.func.attr), [call.func.value]  # type: ignore[attr-defined]
+        before: list[ast.expr] = [ast.Constant(key(self.method, index))]
+        if kind != "finish":
+            before.append(copy.deepcopy(fresh) if fresh is not None else ast.Constant(None))
+        return self._call(
+            call, kind if kind == "finish" else "begin", [*before, callee, *args], call.keywords
+        )
+
+    def visit_For(self, node: ast.For) -> ast.AST:
+        index, kind = self.roles.get(node, (0, ""))
+        if not kind:
+            self.generic_visit(node)
+            return node
+        assign: Any = node.body[0]
+        arguments = [ast.Constant(key(self.method, index)), node.iter, assign.value.args[0]]
+        assign.value = self._call(node, "chain", arguments, [])
+        assign.value.end_lineno = assign.end_lineno
+        return ast.copy_location(assign, node)
+
+    def _call(
+        self, old: ast.AST, name: str, arguments: list[ast.expr], keywords: list[ast.keyword]
+    ) -> ast.Call:
+        callee = ast.Attribute(ast.Name(_CALLS, ast.Load()), name, ast.Load())
+        new = ast.copy_location(ast.Call(callee, arguments, keywords), old)
+        return ast.fix_missing_locations(new)

@@ -1,0 +1,31 @@
+"""Fused calls on a CPU: there the eager composition stands for the kernel, and has the same bits."""
+
+import pytest
+import torch
+
+from fusedact.fusion import recognise
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Let CPU tensors run fused; a list of (activation's row, parameters, p) of the calls that did."""
+    calls = []
+    run = recognise.run
+
+    def counting(row, x, parameters, p, training, *rest):
+        calls.append((row.name, parameters, p))
+        return run(row, x, parameters, p, training, *rest)
+
+    monkeypatch.setattr(recognise, "run", counting)
+    monkeypatch.setattr(recognise, "_TRITON", True)
+    monkeypatch.setattr(recognise, "_runs_kernels", lambda x: type(x) in (torch.Tensor, torch.nn.Parameter))
+    return calls
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Everything here is tiny: threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
