@@ -26,6 +26,10 @@ EVERY = tuple(ROWS.values())
 # One row for each kind of saving (ELU saves its input, in place its output): the engine is tested with these.
 ENGINE = (rows.RELU, rows.LEAKY_RELU, rows.ELU, rows.IDENTITY)
 
+# Those whose units die, keep a slope, or saturate: what the monitor does is tested with these.
+WATCHED = ENGINE[:3]
+
+watched = pytest.mark.parametrize("activation", WATCHED, ids=lambda row: row.name)
 activations = pytest.mark.parametrize("activation", EVERY, ids=lambda row: row.name)
 representatives = pytest.mark.parametrize("activation", ENGINE, ids=lambda row: row.name)
 rngs = pytest.mark.parametrize("rng", RNGS)
@@ -92,9 +96,11 @@ def values(activation: Activation) -> tuple[float, ...]:
     return tuple(_VALUES[p.name] for p in activation.parameters if p.choices is None)
 
 
-def fused_module(activation: Activation, p: float = 0.5, inplace: bool = False) -> nn.Module:
+def fused_module(
+    activation: Activation, p: float = 0.5, inplace: bool = False, rng: str = "eager"
+) -> nn.Module:
     found = public(activation)
-    return found.module(p, inplace, **found.arguments)
+    return found.module(p, inplace, **found.arguments, rng=rng)
 
 
 def apply(activation: Activation, x: Tensor, p: float = 0.5, **options) -> Tensor:

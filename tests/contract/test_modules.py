@@ -96,7 +96,7 @@ def test_drops_after_the_activation_and_scales(activation):
 
 @activations
 def test_signature(activation):
-    """PyTorch's own order; the activation's parameters by keyword alone, with PyTorch's names and defaults."""
+    """PyTorch's own order; an activation's parameters by keyword alone, as PyTorch names them."""
     found = public(activation)
     own = list(found.arguments)
     for made, first in (

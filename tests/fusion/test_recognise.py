@@ -1,4 +1,4 @@
-"""Which calls are activations and dropouts: PyTorch's spellings, and Hugging Face's classes by what they compute."""
+"""Which calls are activations and dropouts, by PyTorch's spellings and Hugging Face's classes."""
 
 import math
 
@@ -40,7 +40,15 @@ def test_modules_and_functions(row):
 
 
 def test_other_spellings():
-    for function in (torch.relu, torch.relu_, F.relu_, torch.Tensor.relu, torch.Tensor.relu_, "relu", "relu_"):
+    for function in (
+        torch.relu,
+        torch.relu_,
+        F.relu_,
+        torch.Tensor.relu,
+        torch.Tensor.relu_,
+        "relu",
+        "relu_",
+    ):
         found = recognise.activation(function, (X,), {})
         assert found.row.name == "relu"
         assert found.inplace == (getattr(function, "__name__", function)[-1] == "_")
@@ -76,7 +84,9 @@ def test_dropouts(call, p):
 
 def test_hugging_face():
     """Each class computes what its row's name says; the others of that file aren't taken for anything."""
-    activations = pytest.importorskip("transformers.activations", reason="needs transformers: the extra `test`")
+    activations = pytest.importorskip(
+        "transformers.activations", reason="needs transformers: the extra `test`"
+    )
     truth = {
         "gelu": F.gelu,
         "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from cases import ACTIVATIONS
 from torch import nn
 from watching import check, net, only
 
-from fusedact import ActivityMonitor, FusedReLUDropout
+from fusedact import ActivityMonitor, FusedReLUDropout, rows
 
 CONVOLUTIONAL = {
     "Conv1d": (nn.Conv1d(2, 6, 3), (4, 2, 9), 1),
@@ -33,7 +32,7 @@ def test_units_by_default(case):
     x = torch.randn(shape)
     with ActivityMonitor(model) as monitor:
         model(x)
-    check(only(monitor.report()), ACTIVATIONS[0], model[0](x), dim, 1e-6)
+    check(only(monitor.report()), rows.RELU, model[0](x), dim, 1e-6)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -43,7 +42,7 @@ def test_units_chosen(layout):
         model = nn.Sequential(nn.ReLU())
         with ActivityMonitor(model, units=units) as monitor:
             model(x)
-        check(only(monitor.report()), ACTIVATIONS[0], x, dim, 1e-6)
+        check(only(monitor.report()), rows.RELU, x, dim, 1e-6)
 
 
 def test_a_module_that_serves_several_layers():

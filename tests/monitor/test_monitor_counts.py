@@ -4,15 +4,15 @@ import math
 
 import pytest
 import torch
-from cases import ACTIVATIONS, DTYPES, activations, eager_modules, fused_module
+from cases import DTYPES, eager_modules, fused_module, values, watched
 from torch import nn
 from watching import check, kinds, net, only
 
-from fusedact import ActivityMonitor, FusedELUDropout, FusedLeakyDropout, FusedReLUDropout
+from fusedact import ActivityMonitor, FusedELUDropout, FusedLeakyDropout, FusedReLUDropout, rows
 from fusedact.monitor.tally import Row
 
 
-@activations
+@watched
 @kinds
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
@@ -25,14 +25,15 @@ def test_counts_equal_a_float64_recount(activation, make, dtype, p):
     tolerance = max(torch.finfo(dtype).eps, 1e-12)
     layer = only(monitor.report())
     check(layer, activation, torch.cat(batches), tolerance=tolerance)
-    if activation.saturation is None:
+    ranges = activation.saturated(*values(activation))
+    if not ranges:
         assert layer.saturated is None
     else:
-        low = torch.cat(batches) <= activation.saturation
+        low = torch.cat(batches) <= ranges[0][1]
         assert layer.saturated == pytest.approx(low.double().mean().item(), abs=1e-15)
 
 
-@activations
+@watched
 def test_fused_and_plain_agree_exactly(activation):
     torch.manual_seed(1)
     x, dicts = torch.randn(100, 12), []
@@ -46,7 +47,7 @@ def test_fused_and_plain_agree_exactly(activation):
     assert dicts[0] == dicts[1]
 
 
-@activations
+@watched
 @kinds
 @pytest.mark.parametrize("p", [0, 0.2, 0.5, 0.8, 0.99, 1])
 def test_planted_dead_units_are_found(activation, make, p):
@@ -66,13 +67,13 @@ def test_planted_dead_units_are_found(activation, make, p):
     assert (layer.fired == 0).nonzero().flatten().tolist() == planted
     assert layer.fired.sum() == 200 * 12  # dropped elements are no inactive ones
     assert figures["negative"] == 0.25
-    if activation.parameter is None:
+    if not activation.parameters:
         assert figures["dead_units"] == figures["dormant_units"] == planted
         assert (figures["dead"], figures["dormant"]) == (4, 4)
         assert "4 (25.0%)" in str(report)
     else:
         assert figures["dead"] is figures["dead_units"] is None
-    assert figures["saturated"] == (0.25 if activation.saturation else None)
+    assert figures["saturated"] == (0.25 if activation is rows.ELU else None)
 
 
 def test_which_units_can_die():
@@ -105,7 +106,7 @@ def test_dormant_is_redos_definition():
     assert only(monitor.report()).as_dict()["dormant"] == 4
 
 
-@activations
+@watched
 @kinds
 def test_in_place(activation, make):
     module = make(activation)
@@ -184,10 +185,10 @@ def test_empty_and_scalar_inputs():
 
 def test_outputs_and_gradients_are_those_without_it():
     results = []
-    for watched in (False, True):
+    for counted in (False, True):
         torch.manual_seed(0)
         model, x = net(FusedReLUDropout(0.5)), torch.randn(30, 12, requires_grad=True)
-        monitor = ActivityMonitor(model) if watched else None
+        monitor = ActivityMonitor(model) if counted else None
         y = model(x)
         results.append((y, *torch.autograd.grad(y.sum(), (x, *model.parameters()))))
         if monitor:
@@ -203,7 +204,7 @@ NOT_FINITE = [math.nan, math.inf, -math.inf]
 @pytest.mark.parametrize("shape", [(4000, 6), (20_000, 6), (40, 6, 21, 16)], ids=str)
 def test_one_value_among_thousands_that_is_not_finite(make, value, shape):
     """It is counted, and all other figures are those without it."""
-    module, x = make(ACTIVATIONS[0], 0.0), torch.randn(shape)
+    module, x = make(rows.RELU, 0.0), torch.randn(shape)
     dirty = x.clone()
     dirty[shape[0] // 2, 4] = value if len(shape) == 2 else x[shape[0] // 2, 4]
     if len(shape) > 2:

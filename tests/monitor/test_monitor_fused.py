@@ -4,21 +4,12 @@ import contextlib
 
 import pytest
 import torch
-from cases import (
-    ACTIVATIONS,
-    DTYPES,
-    MODULES,
-    OFFSET,
-    SEED,
-    activations,
-    eager_modules,
-    fused_module,
-    parameters,
-)
+from cases import DTYPES, OFFSET, SEED, WATCHED, eager_modules, fused_module, watched
 from torch.utils.checkpoint import checkpoint
 from watching import check_counts, only
 
-from fusedact import ActivityMonitor, FusedELUDropout, FusedReLUDropout, ops, random
+from fusedact import ActivityMonitor, FusedELUDropout, FusedReLUDropout, _torch, dispatch, operators, rows
+from fusedact.masks import plan as plans
 from fusedact.monitor.tally import Row, Tally
 
 
@@ -46,26 +37,30 @@ def through_kernels(device, monkeypatch):
     monkeypatch.setattr("fusedact.monitor.counting.WHOLE", 2**14)
     if device == "cpu":
         monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
-        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+        monkeypatch.setattr(_torch, "_empty_on_gpu", None)
+        monkeypatch.setattr(dispatch, "_is_capturing", lambda: False)
+        monkeypatch.setattr(dispatch, "_current_device", lambda: -1)
         monkeypatch.setattr(torch.cuda, "default_generators", [Generator()])
-        monkeypatch.setattr(random, "processors", lambda device: (4, 512))
-    ops._prepared.cache_clear()
+        monkeypatch.setattr(plans, "processors", lambda device: (4, 512))
+    dispatch.configured.cache_clear()
     yield device
-    ops._prepared.cache_clear()
+    dispatch.configured.cache_clear()
 
 
 @pytest.fixture
-def launched(launch, monkeypatch):
+def launched(device, monkeypatch):
     """What is launched: names, and the tensors' bytes."""
+    from fusedact.kernels.launcher import Kernel
+
     launches = []
-    call = launch.Kernel.__call__
+    call = Kernel.__call__
 
-    def recorded(self, grid, first, others, scalars):
-        tensors = [tensor for tensor in (first, *others) if tensor is not None]
-        launches.append((self._function.__name__, tensors, self._constants))
-        call(self, grid, first, others, scalars)
+    def recorded(self, grid, tensors, scalars):
+        given = [tensor for tensor in tensors if tensor is not None]
+        launches.append((self._function.__name__, given, self._constants))
+        return call(self, grid, tensors, scalars)
 
-    monkeypatch.setattr(launch.Kernel, "__call__", recorded)
+    monkeypatch.setattr(Kernel, "__call__", recorded)
     return launches
 
 
@@ -82,7 +77,7 @@ FROM_INPUT = ["input_kernel", "input_kernel", "forward_kernel"]
 FROM_WHOLE = ["input_kernel", "forward_kernel"]
 
 
-WATCHED = {
+CASES = {
     "units last": ((157, 128), -1, FROM_BITS),
     "positions": ((10, 8, 16, 16), 1, FROM_BITS),
     "units first": ((128, 157), 0, FROM_INPUT),  # a period of all elements
@@ -91,13 +86,13 @@ WATCHED = {
 }
 
 
-@activations
-@pytest.mark.parametrize("rng", random.RNGS)
-@pytest.mark.parametrize("case", WATCHED)
+@watched
+@pytest.mark.parametrize("rng", plans.RNGS)
+@pytest.mark.parametrize("case", CASES)
 def test_fused_and_plain_agree_in_the_kernels(activation, rng, case, through_kernels, launched, monkeypatch):
-    shape, dim, expected = WATCHED[case]
+    shape, dim, expected = CASES[case]
     x = (torch.randn(shape, device=through_kernels) * 4).half()
-    fused = MODULES[activation.name](0.5, *parameters(activation), rng=rng)
+    fused = fused_module(activation, rng=rng)
     with ActivityMonitor(fused, units=dim) as monitor:
         fused(x)
     assert names(launched) == expected
@@ -114,7 +109,7 @@ def test_fused_and_plain_agree_in_the_kernels(activation, rng, case, through_ker
     torch.testing.assert_close(layer.activity, other.activity, rtol=1e-3, atol=0)
 
 
-@activations
+@watched
 @pytest.mark.parametrize("p", [0.2, 0.8])
 @pytest.mark.parametrize("inplace", [False, True])
 def test_planted_dead_units_in_the_kernels(activation, p, inplace, through_kernels, launched):
@@ -139,7 +134,7 @@ def test_two_monitors_and_a_copied_input_in_the_kernels(through_kernels, launche
         module(x.clone())
     assert names(launched) == [FROM_BITS[0], *FROM_BITS, FROM_BITS[-1]]
     for monitor in (outer, inner):
-        check_counts(only(monitor.report()), ACTIVATIONS[0], x, -1)
+        check_counts(only(monitor.report()), rows.RELU, x, -1)
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -160,7 +155,7 @@ def test_an_empty_input_of_the_operator(through_kernels):
     assert tally.counts.tolist() == [[0]] * len(Row)
 
 
-@activations
+@watched
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_signs_of_special_values(activation, dtype, through_kernels, launched):
     info = torch.finfo(dtype)
@@ -175,14 +170,14 @@ def test_signs_of_special_values(activation, dtype, through_kernels, launched):
 
 def test_results_are_the_same_with_and_without_it_in_the_kernels(through_kernels):
     x = torch.randn(260, 64, device=through_kernels, requires_grad=True)
-    for activation in ACTIVATIONS:
+    for activation in WATCHED:
         results = []
-        for watched in (False, True):
+        for counted in (False, True):
             module = fused_module(activation)
             if through_kernels == "cpu":
                 torch.cuda.default_generators[0].set_offset(OFFSET)
             torch.manual_seed(0)
-            monitor = ActivityMonitor(module) if watched else None
+            monitor = ActivityMonitor(module) if counted else None
             y = module(x)
             results.append((y, *torch.autograd.grad(y.sum(), x)))
             assert monitor is None or only(monitor.report()).samples == 260
@@ -194,19 +189,19 @@ def test_a_recomputed_forward_counts_once_in_the_kernels(through_kernels, launch
     with ActivityMonitor(module) as monitor:
         checkpoint(module, x, use_reentrant=False, preserve_rng_state=False).sum().backward()
     assert names(launched).count("forward_kernel") == 2
-    check_counts(only(monitor.report()), ACTIVATIONS[0], x, -1)
+    check_counts(only(monitor.report()), rows.RELU, x, -1)
 
 
 def test_a_loop_that_ends_within_a_tile_is_counted_from_the_input(through_kernels, launched, monkeypatch):
     """Programs' words then don't follow each other as the elements do."""
     if through_kernels == "cuda":
         pytest.skip("needs a GPU of 3 multiprocessors, which the interpreter plays")
-    monkeypatch.setattr(random, "processors", lambda device: (3, 512))
+    monkeypatch.setattr(plans, "processors", lambda device: (3, 512))
     module, x = FusedReLUDropout(0.5), torch.randn(260, 64)
     with ActivityMonitor(module) as monitor:
         module(x)
     assert names(launched) == FROM_INPUT
-    check_counts(only(monitor.report()), ACTIVATIONS[0], x, -1)
+    check_counts(only(monitor.report()), rows.RELU, x, -1)
 
 
 def test_views_that_have_no_bits_of_their_own(through_kernels, launched):
@@ -215,15 +210,15 @@ def test_views_that_have_no_bits_of_their_own(through_kernels, launched):
     for view in (x[:, ::2], x[:, :1].expand(-1, 64), torch._neg_view(x)):
         with ActivityMonitor(module) as monitor:
             module(view)
-        check_counts(only(monitor.report()), ACTIVATIONS[0], view, -1)
+        check_counts(only(monitor.report()), rows.RELU, view, -1)
     module(x.t())  # unwatched
     with ActivityMonitor(module) as monitor:
         module(x.t())
     assert "fired_kernel" not in names(launched)
-    check_counts(only(monitor.report()), ACTIVATIONS[0], x.t(), -1)
+    check_counts(only(monitor.report()), rows.RELU, x.t(), -1)
 
 
-@activations
+@watched
 @pytest.mark.parametrize(
     ("case", "rng", "inplace"),
     [
@@ -236,11 +231,11 @@ def test_views_that_have_no_bits_of_their_own(through_kernels, launched):
 )
 def test_compiled_for_the_kernels(activation, rng, case, inplace, through_kernels, launched, monkeypatch):
     """A compiler's graph has the operators; in the interpreter too."""
-    monkeypatch.setattr(ops, "_OPERATORS", through_kernels)
+    monkeypatch.setattr(operators, "DEVICE", through_kernels)
     torch.compiler.reset()
-    shape, dim, expected = WATCHED[case]
+    shape, dim, expected = CASES[case]
     x = (torch.randn(shape, device=through_kernels) * 4).half()
-    module = MODULES[activation.name](0.5, *parameters(activation), inplace=inplace, rng=rng)
+    module = fused_module(activation, 0.5, inplace, rng)
     with ActivityMonitor(module, units=dim) as monitor:
         compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
         compiled(x.clone())
@@ -252,7 +247,7 @@ def test_compiled_for_the_kernels(activation, rng, case, inplace, through_kernel
 MOST = 1.05
 
 
-@activations
+@watched
 @pytest.mark.parametrize(
     ("dtype", "rng"),
     [(torch.bfloat16, "eager"), (torch.bfloat16, "fast"), (torch.float32, "eager")],
@@ -260,14 +255,14 @@ MOST = 1.05
 )
 def test_a_monitor_moves_few_bytes_more(activation, rng, dtype, through_kernels, launched):
     """Each tensor of a launch once, and of the sampled input what is read of it; full tiles."""
-    module = MODULES[activation.name](0.5, rng=rng)
+    module = fused_module(activation, rng=rng)
     x = torch.randn(512, 64, dtype=dtype, device=through_kernels, requires_grad=True)
     moved = []
-    for watched in (False, True):
+    for counted in (False, True):
         launched.clear()
-        with ActivityMonitor(module) if watched else contextlib.nullcontext():
+        with ActivityMonitor(module) if counted else contextlib.nullcontext():
             module(x).sum().backward()
-        assert names(launched) == [*(FROM_BITS if watched else ["forward_kernel"]), "backward_kernel"]
+        assert names(launched) == [*(FROM_BITS if counted else ["forward_kernel"]), "backward_kernel"]
         moved.append(sum(bytes_moved(*launch) for launch in launched))
     assert 1 < moved[1] / moved[0] < MOST
 

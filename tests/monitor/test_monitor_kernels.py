@@ -4,9 +4,10 @@ import re
 
 import pytest
 import torch
-from cases import ACTIVATIONS, DTYPES, activations, compiling, parameters
+from cases import DTYPES, WATCHED, compiling, values, watched
 
-from fusedact import random
+from fusedact import rows
+from fusedact.activations import Bound
 from fusedact.monitor import counting, facts
 from fusedact.monitor.tally import Figures, Row, Shape, Tally
 
@@ -48,7 +49,7 @@ def test_bits_are_counted(lanes, case, density, device, monkeypatch):
     counts = torch.full((1 + units,), 2**40, device=device)
     monkeypatch.setattr(monitor, "_PROGRAMS", 1)  # as few as there may be, so that each has many tiles
     kernel, grid, scalars = monitor._fired.__wrapped__(n, units, inner, 2, lanes)
-    kernel(grid, planes[:, 1], (counts,), scalars)
+    kernel(grid, (planes[:, 1], counts), scalars)
     expected = torch.cat([counts.new_tensor([outer * inner]), bits.sum((0, 2))])
     assert torch.equal(counts - 2**40, expected)
 
@@ -67,7 +68,7 @@ LAYOUTS = {
 SHAPES = [(3, 6, 5, 4), (40, 2, 3, 40), (2, 1, 3, 600), (1, 300, 1, 1)]
 
 
-@activations
+@watched
 @pytest.mark.parametrize(
     ("layout", "shape"),
     [*((layout, SHAPES[0]) for layout in LAYOUTS), *(("contiguous", shape) for shape in SHAPES[1:])],
@@ -79,7 +80,7 @@ def test_the_kernel_counts_what_plain_pytorch_counts(activation, layout, shape, 
     check_kernel(activation, x, dim)
 
 
-@activations
+@watched
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_kernel_and_special_values(activation, dtype, device):
     special = torch.tensor([0.0, -0.0, -3.0, torch.inf, -torch.inf, torch.nan, 1e-4, -1e-4], dtype=dtype)
@@ -89,7 +90,7 @@ def test_the_kernel_and_special_values(activation, dtype, device):
 
 def test_the_kernel_and_a_single_units_stride(device):
     """It may be anything."""
-    check_kernel(ACTIVATIONS[0], torch.randn(40, device=device).as_strided((40, 1), (1, 7)), -1)
+    check_kernel(rows.RELU, torch.randn(40, device=device).as_strided((40, 1), (1, 7)), -1)
 
 
 FIGURES = [
@@ -104,15 +105,15 @@ def check_kernel(activation, x, dim):
     """All figures together, and those that are asked for of large inputs, against PyTorch's on a copy."""
     from fusedact.kernels import monitor
 
-    values, units = parameters(activation), x.shape[dim]
+    numbers, units = values(activation), x.shape[dim]
     dense = x.clone() if x.is_neg() or not torch.ops.aten.is_non_overlapping_and_dense(x) else x
     inner = dense.stride(dim) if units > 1 else 1
     sampling = counting.sampling(Shape(x.numel() // (units * inner), units, inner), 1)
     wide = x.detach().cpu().double().movedim(dim, -1).reshape(-1, units)
-    h = activation.eager(wide if x.dtype is torch.float64 else wide.float(), *values).double().abs()
+    h = activation.function(wide if x.dtype is torch.float64 else wide.float(), *numbers).double().abs()
     finite = wide.isfinite() & h.isfinite()
     expected = torch.zeros(len(Row), 1 + units, dtype=torch.int64)
-    low = facts.within(wide, facts.saturated(facts.Bound(activation, values)))
+    low = facts.within(wide, facts.saturated(Bound(activation, numbers)))
     for row, found in [
         *((Row.FIRED, wide > 0), (Row.NAN, wide.isnan()), (Row.INFINITE, wide.isinf())),
         *((Row.SATURATED, low), (Row.LEFT_OUT, ~finite)),
@@ -128,7 +129,7 @@ def check_kernel(activation, x, dim):
         tally = Tally.zeros(units, x.device)
         tally.counts.add_(2**40)
         for _ in range(2):
-            assert monitor.count_input(facts.Bound(activation, values), dense, sampling, figures, tally)
+            assert monitor.count_input(Bound(activation, numbers), dense, sampling, figures, tally)
         assert torch.equal(tally.counts.cpu() - 2**40, 2 * expected * asked.unsqueeze(1))
         tolerance = 1e-12 if x.dtype is torch.float64 else 1e-5
         torch.testing.assert_close(tally.activity.cpu(), 2 * total * figures.activity, rtol=tolerance, atol=0)
@@ -157,10 +158,10 @@ def test_ranges_on_both_sides(ranges, shape, device, monkeypatch):
     inner = x.stride(1)
     sampling = counting.sampling(Shape(shape[0], shape[1], inner), 1)
     by_kernel, by_torch = Tally.zeros(shape[1], device), Tally.zeros(shape[1], device)
-    assert monitor.count_input(facts.Bound(ACTIVATIONS[0], ()), x, sampling, FIGURES[0], by_kernel)
+    assert monitor.count_input(Bound(rows.RELU, ()), x, sampling, FIGURES[0], by_kernel)
     with monkeypatch.context() as patch:
         patch.setattr(counting, "_kernels", lambda: None)
-        counting._read(x, sampling, FIGURES[0], facts.Bound(ACTIVATIONS[0], ()), by_torch)
+        counting._read(x, sampling, FIGURES[0], Bound(rows.RELU, ()), by_torch)
     monitor._input.cache_clear()
     monitor._input_kernel.cache_clear()
     assert torch.equal(by_kernel.counts, by_torch.counts)
@@ -171,13 +172,14 @@ def test_ranges_on_both_sides(ranges, shape, device, monkeypatch):
 
 COMPILE = r"""
 import re, torch
-from benchmarks import machine_code
-from fusedact import random
+from benchmarks.machine_code import sass
+from fusedact import rows
+from fusedact.activations import Bound
+from fusedact.masks.plan import RNGS, eager_plan, fast_plan
 from fusedact.monitor import counting
-from fusedact.monitor.facts import Bound
 from fusedact.monitor.tally import Figures, Shape, Tally
-from fusedact.functional import ACTIVATIONS
-from fusedact.kernels import launch, monitor
+from fusedact.kernels import monitor
+from fusedact.kernels.configuration import configure
 
 x = torch.empty(2**20, dtype=torch.bfloat16)
 bits, tally = torch.empty(2**16, dtype=torch.int32), Tally.zeros(16, "cpu")
@@ -185,32 +187,29 @@ bits, tally = torch.empty(2**16, dtype=torch.int32), Tally.zeros(16, "cpu")
 def show(kernel, grid, *arguments):
     compiled = kernel._function.warmup(*arguments, grid=grid, **kernel._constants)
     loads = set(re.findall(r"ld[.]global[.](\S*)", compiled.asm["ptx"]))
-    spills = machine_code._nvidia(compiled).spill_bytes
+    spills = sass.binary(compiled).spill_bytes
     print(kernel._function.__name__, f"{spills} spilled", *loads, f"shared {compiled.metadata.shared}")
 
-for row in ACTIVATIONS:
+for row in (rows.RELU, rows.LEAKY_RELU, rows.ELU):
+    values = (0.3,) if row.parameters else ()
     for shape in ((4096, 1024, 1), (64, 64, 3136)):
         for figures in ((True, True, False), (False, True, True), (True, True, True)):
             run = counting.sampling(Shape(*shape), 31).run
-            values = (0.3,) if row.parameter else ()
             found = monitor._input(Bound(row, values), x.dtype, Shape(*shape), run, 31, Figures(*figures))
             show(found.kernel, found.grid, x, *tally, *found.before, 1, *found.after)
+    for plan in (eager_plan(2**20, 2, 132, 2048), fast_plan(2**20, 2)):
+        c = configure(row, x.dtype, 2**20, values, 0.5, plan, watched=True)
+        signs = bits if c.stores_signs else None
+        show(c.forward, c.grid, x, x, bits, signs, *c.walk, *(1,) * 4, *c.forward_scalars)
 for units, inner in ((128, 1), (4096, 1), (64, 3136)):
     kernel, grid, scalars = monitor._fired(2**30, units, inner, 2, 8)
     show(kernel, grid, bits, tally[0], *scalars)
-for row in ACTIVATIONS:
-    for rng in random.RNGS:
-        plan = random.plan(rng, 2**20, 2, 132, 2048)
-        prepared = launch.prepare(row, x.dtype, "cpu", 2**20, 0.3, 0.5, plan, watched=True)
-        signs = None if prepared.signs is None else bits
-        show(prepared.forward, prepared.grid, x, x, bits, signs, *prepared.walk, *(1,) * 4,
-            *prepared.forward_scalars)
 """
 
 
 def test_the_kernels_compile_to_wide_loads_without_spills():
     lines = compiling(COMPILE)
-    assert len(lines) == 6 * len(ACTIVATIONS) + 3 + len(random.RNGS) * len(ACTIVATIONS)
+    assert len(lines) == 8 * len(WATCHED) + 3
     for line in lines:
         kernel, expected = line.split()[0], r"0 spilled v4\.b32 shared 0"
         if kernel == "input_kernel":  # a sum over threads goes through shared memory, once in a program

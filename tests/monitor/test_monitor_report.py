@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from cases import ACTIVATIONS, MODULES, ROOT
+from cases import ROOT, WATCHED, public
 from torch import nn
 from watching import net, only
 
@@ -18,7 +18,7 @@ from fusedact.monitor.counting import WHOLE
 
 
 def test_as_dict_is_plain():
-    model = nn.Sequential(*(MODULES[a.name]() for a in ACTIVATIONS))
+    model = nn.Sequential(*(public(a).module() for a in WATCHED))
     with ActivityMonitor(model) as monitor:
         model(torch.randn(9, 4))
     figures = monitor.report().as_dict()

@@ -5,39 +5,39 @@ import functools
 
 import pytest
 import torch
-from cases import ACTIVATIONS, activations, parameters
+from cases import values, watched
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from watching import check, kinds, net, only
 
-from fusedact import ActivityMonitor, FusedReLUDropout
+from fusedact import ActivityMonitor, FusedReLUDropout, rows
 from fusedact.monitor.tally import Tally
 
 
 @kinds
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_a_recomputed_forward_counts_once(make, reentrant):
-    model = net(make(ACTIVATIONS[0]))
+    model = net(make(rows.RELU))
     x = torch.randn(30, 12, requires_grad=True)
     with ActivityMonitor(model) as monitor:
         checkpoint(model, x, use_reentrant=reentrant).sum().backward()
-    check(only(monitor.report()), ACTIVATIONS[0], model[0](x), tolerance=1e-6)
+    check(only(monitor.report()), rows.RELU, model[0](x), tolerance=1e-6)
 
 
 @kinds
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_autocast(make, dtype):
-    model, x = net(make(ACTIVATIONS[0])), torch.randn(30, 12)
+    model, x = net(make(rows.RELU)), torch.randn(30, 12)
     with ActivityMonitor(model) as monitor, torch.autocast("cpu", dtype):
         model(x).float().sum().backward()
         middle = model[0](x)
     assert middle.dtype is dtype
-    check(only(monitor.report()), ACTIVATIONS[0], middle, tolerance=1e-6)
+    check(only(monitor.report()), rows.RELU, middle, tolerance=1e-6)
 
 
 @kinds
 def test_a_selective_checkpoint_saves_nothing_of_it(make):
     """What it saves, it looks up by the order of the operators that its function calls."""
-    model = net(make(ACTIVATIONS[0], 0.0))
+    model = net(make(rows.RELU, 0.0))
     x = torch.randn(30, 12, requires_grad=True)
 
     def saved(context, operator, *args, **kwargs):
@@ -49,7 +49,7 @@ def test_a_selective_checkpoint_saves_nothing_of_it(make):
         y = checkpoint(model, x, use_reentrant=False, context_fn=contexts)
         found = torch.autograd.grad(y.sum(), x)
     assert torch.equal(found[0], torch.autograd.grad(model(x).sum(), x)[0])
-    check(only(monitor.report()), ACTIVATIONS[0], model[0](x), tolerance=1e-6)
+    check(only(monitor.report()), rows.RELU, model[0](x), tolerance=1e-6)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -65,10 +65,10 @@ def test_inference_mode(compiled):
             run(x)
         assert only(monitor.end_window()).samples == 15
         run(x)
-    check(only(monitor.report()), ACTIVATIONS[0], model[0](x), tolerance=1e-6)
+    check(only(monitor.report()), rows.RELU, model[0](x), tolerance=1e-6)
 
 
-@activations
+@watched
 @kinds
 def test_compiled(activation, make):
     torch.compiler.reset()
@@ -88,7 +88,7 @@ def test_compiled(activation, make):
 @kinds
 def test_compiled_for_two_monitors(make):
     torch.compiler.reset()
-    model = net(make(ACTIVATIONS[0]))
+    model = net(make(rows.RELU))
     compiled = torch.compile(model, backend="aot_eager")
     with ActivityMonitor(model) as one, ActivityMonitor(model, mode="train") as other:
         for n, training in ((8, True), (5, False), (3, True)):
@@ -97,7 +97,7 @@ def test_compiled_for_two_monitors(make):
     assert (only(one.report()).samples, only(other.report()).samples) == (16, 11)
 
 
-@activations
+@watched
 def test_operator(activation):
     arguments = (
         torch.randn(5, 12),
@@ -106,7 +106,7 @@ def test_operator(activation):
         "eager",
         1,
         activation.name,
-        list(parameters(activation)),
+        list(values(activation)),
         31,
     )
     arguments += Tally.zeros(12, "cpu")
@@ -128,7 +128,7 @@ def test_compiled_and_checkpointed(inside):
         else:
             y = checkpoint(torch.compile(model, backend="aot_eager"), x, use_reentrant=False)
         y.sum().backward()
-    check(only(monitor.report()), ACTIVATIONS[0], model[0](x), tolerance=1e-6)
+    check(only(monitor.report()), rows.RELU, model[0](x), tolerance=1e-6)
 
 
 def test_compiled_before_the_monitor_says_so():

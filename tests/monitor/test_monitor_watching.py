@@ -7,11 +7,10 @@ import time
 
 import pytest
 import torch
-from cases import ACTIVATIONS
 from torch import nn
 from watching import check, check_counts, kinds, net, only
 
-from fusedact import ActivityMonitor, FusedReLUDropout, fuse
+from fusedact import ActivityMonitor, FusedReLUDropout, fuse, rows
 from fusedact.monitor.tally import Tally
 from fusedact.observer import Observer
 
@@ -50,7 +49,7 @@ def test_a_forward_of_the_users_own(replaced):
     x = torch.randn(50, 12)
     with ActivityMonitor(module) as monitor:
         module(x)
-    check(only(monitor.report()), ACTIVATIONS[0], x, tolerance=1e-6)
+    check(only(monitor.report()), rows.RELU, x, tolerance=1e-6)
 
 
 def test_a_watched_model_can_be_copied_and_saved(tmp_path):
@@ -160,7 +159,7 @@ def test_what_cannot_be_counted():
 @kinds
 @pytest.mark.parametrize("strict", [False, True])
 def test_an_export_has_no_monitor(make, strict):
-    model = net(make(ACTIVATIONS[0])).eval()
+    model = net(make(rows.RELU)).eval()
     with ActivityMonitor(model) as monitor:
         with pytest.raises(Exception, match=r"in an export .*: close it first"):
             torch.export.export(model, (torch.randn(5, 12),), strict=strict)
@@ -171,7 +170,7 @@ def test_an_export_has_no_monitor(make, strict):
 @kinds
 @pytest.mark.parametrize("units", [16, 4096])
 def test_no_synchronisation(make, units, cuda):
-    model = net(make(ACTIVATIONS[0]), units).to(cuda)
+    model = net(make(rows.RELU), units).to(cuda)
     x = torch.randn(30, 12, device=cuda)
     with ActivityMonitor(model) as monitor:
         model(x)  # what Triton compiles, it may wait for
@@ -186,7 +185,7 @@ def test_no_synchronisation(make, units, cuda):
 @kinds
 @pytest.mark.parametrize("units", [16, 4096])
 def test_cuda_graph(make, units, cuda):
-    model = net(make(ACTIVATIONS[0]), units).to(cuda)
+    model = net(make(rows.RELU), units).to(cuda)
     x = torch.randn(30, 12, device=cuda)
     with ActivityMonitor(model) as monitor, torch.no_grad():
         model(x)
@@ -196,7 +195,7 @@ def test_cuda_graph(make, units, cuda):
         monitor.end_window()
         for _ in range(3):
             graph.replay()
-    check_counts(only(monitor.report()), ACTIVATIONS[0], model[0](x).repeat(3, 1), -1)
+    check_counts(only(monitor.report()), rows.RELU, model[0](x).repeat(3, 1), -1)
 
 
 def test_a_second_with_goes_on():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import eager_modules, fused_module, parameters
+from cases import eager_modules, fused_module
 from torch import nn
 
 kinds = pytest.mark.parametrize("make", [fused_module, eager_modules], ids=["fused", "plain"])
@@ -21,7 +21,7 @@ def recount(activation, x, dim=-1, values=None):
     """Fired, samples and mean |h| per unit in float64, from an activation's input."""
     x = x.detach().cpu().double().movedim(dim, -1)
     x = x.reshape(-1, x.shape[-1])
-    h = activation.eager(x, *(parameters(activation) if values is None else values))
+    h = activation.function(x, *(values(activation) if values is None else values))
     return (x > 0).sum(0), len(x), h.abs().mean(0)
 
 

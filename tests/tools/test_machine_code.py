@@ -3,14 +3,17 @@
 Kernels compile in processes of their own: the other tests may have chosen Triton's interpreter.
 """
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from cases import ROOT, environment
+from cases import ENGINE, EVERY, ROOT, environment
 
-from benchmarks.machine_code.row import Row, load
+from benchmarks.machine_code import __main__ as command
+from benchmarks.machine_code import kernels, peers, tables
+from benchmarks.machine_code.row import Row, load, save
 
 RESULTS = ROOT / "benchmarks" / "results" / "machine-code"
 # Not yet as fast as torch.compile's on some GPU. A kernel that becomes so has to leave the list.

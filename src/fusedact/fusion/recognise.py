@@ -319,7 +319,9 @@ def half(callee: Any) -> Half | None:
         base = next((base for base in cls.__mro__ if known_module(base) or base in _OTHERS), None)
         problem = base and _no_kernel(cls, base)
         return Half(name, False, None, inplace, False, problem, callee) if problem else None
-    arguments = ", ".join(f"{parameter}={own[parameter]}" for parameter in known.row.names if parameter in own)
+    arguments = ", ".join(
+        f"{parameter}={own[parameter]}" for parameter in known.row.names if parameter in own
+    )
     text = f"{name}({arguments})" if arguments else name
     return Half(text, False, known.row, inplace, False, _touched(callee), callee)
 

@@ -291,7 +291,9 @@ def watched_layers(model: nn.Module, settings: Settings, order: Order) -> list[W
             if place.module is module:
                 layers.append(WatchedLayer(place.name, place, place.row, settings, order))
     if not layers:
-        kinds = ", ".join(f"nn.{row.module.__name__}" for row in own_rows() if row.module not in (None, nn.Identity))
+        kinds = ", ".join(
+            f"nn.{row.module.__name__}" for row in own_rows() if row.module not in (None, nn.Identity)
+        )
         raise ValueError(
             f"model must have a fused module or one of {kinds} to watch, but this {type(model).__name__} "
             "has none. Functions are watched where a dropout follows, once fusedact.fuse has fused the model"
