@@ -139,9 +139,10 @@ def _as_saved(
     tensor: Tensor, dy: Tensor, dtype: torch.dtype, shape: tuple[int, ...], stride: Sequence[int] | None
 ) -> Tensor:
     if tensor.dtype is not dtype or tensor.get_device() != dy.get_device() or tensor.shape != shape:
+        wanted = f"a tensor of shape {tuple(shape)}, {dtype}, on {dy.device}"
         raise RuntimeError(
-            f"saved_tensors_hooks must give back what they got, a tensor of shape {tuple(shape)}, {dtype}, on "
-            f"{dy.device}, but gave one of shape {tuple(tensor.shape)}, {tensor.dtype}, on {tensor.device}. "
+            f"saved_tensors_hooks must give back what they got, {wanted}, but gave "
+            f"one of shape {tuple(tensor.shape)}, {tensor.dtype}, on {tensor.device}. "
             "Undo in the unpack hook what the pack hook does"
         )
     return ordered_as(tensor, stride)

@@ -27,7 +27,9 @@ class FusedFunction(Protocol):
         *,
         rng: str = "eager",
         **parameters: Any,
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Return `dropout(act(input), p)`."""
+        ...
 
 
 def fused_function(row: Activation) -> FusedFunction:

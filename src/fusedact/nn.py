@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from . import rows, text
-from .activations import Activation
+from .activations import Activation, Bound
 from .checks import check_flag, check_probability
 from .dispatch import activation_dropout, check_rng
 from .functional import arguments
@@ -14,9 +14,9 @@ from .watcher import Watchers
 
 
 class FusedActivationDropout(nn.Module):
-    """The base of all fused modules. A class of one's own names its row:
+    """The base of all fused modules.
 
-    `class FusedStarReLUDropout(FusedActivationDropout, row=STAR_RELU): ...`
+    A class of one's own names its row: `class FusedStarDropout(FusedActivationDropout, row=STAR): ...`
 
     Args:
         p: probability of an element to be zeroed, in [0, 1]. Default: 0.5.
@@ -26,6 +26,7 @@ class FusedActivationDropout(nn.Module):
     """
 
     row: ClassVar[Activation]
+    _bound: ClassVar[Bound | None] = None  # of a row without parameters, which are asked for at every call
     _watchers: Watchers = ()  # monitors' of this module
 
     def __init_subclass__(cls, *, row: Activation | None = None, **kwargs: Any) -> None:
@@ -34,16 +35,17 @@ class FusedActivationDropout(nn.Module):
         if row is None:  # a subclass of a fused module
             return
         cls.row = row
+        cls._bound = None if row.names else row.bind()
 
-        def __init__(
+        def initialise(
             self: Any, p: float = 0.5, inplace: bool = False, *, rng: str = "eager", **parameters: Any
         ) -> None:
             FusedActivationDropout.__init__(self, p, inplace, rng=rng, **parameters)
 
         me = text.positional("self")
-        __init__.__signature__ = text.signature(row, (me, *text.MODULE), None)  # type: ignore[attr-defined]
-        __init__.__qualname__ = f"{cls.__qualname__}.__init__"
-        cls.__init__ = __init__  # type: ignore[method-assign]
+        initialise.__signature__ = text.signature(row, (me, *text.MODULE), None)  # type: ignore[attr-defined]
+        initialise.__name__, initialise.__qualname__ = "__init__", f"{cls.__qualname__}.__init__"
+        cls.__init__ = initialise  # type: ignore[method-assign]
         if not cls.__doc__:
             cls.__doc__ = text.of_module(row, cls.__name__)
 
@@ -69,11 +71,9 @@ class FusedActivationDropout(nn.Module):
             tracer: Any = input.tracer
             node: Any = tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
             return node
-        row, values = self.row, ()
-        if row.names:
-            row, values = row.bind(*[getattr(self, name) for name in row.names])
+        bound = self._bound or self.row.bind(*[getattr(self, name) for name in self.row.names])
         return activation_dropout(
-            row, input, values, self.p, self.training, self.inplace, self.rng, self._watchers
+            bound.row, input, bound.values, self.p, self.training, self.inplace, self.rng, self._watchers
         )
 
     def __getstate__(self) -> dict[str, Any]:

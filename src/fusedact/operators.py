@@ -127,7 +127,7 @@ def _backward(
     p: float,
     rng: str,
 ) -> Tensor:
-    """Return the gradient of x with `stride`, the one of y; `x` is needed where the activation's row says so."""
+    """Return the gradient of x with `stride`, the one of y; `x` is None where the row doesn't save it."""
     from .autograd import ordered_as
     from .kernels import launch
 

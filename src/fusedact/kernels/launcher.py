@@ -78,7 +78,7 @@ class Kernel:
                 kernel._load(device, grid, tensors, scalars)
 
     def _load(self, device: int, grid: Grid, tensors: tuple[Any, ...], scalars: tuple[Any, ...]) -> None:
-        """Compile and load for aligned pointers, but don't launch; pointers after the scalars are to int64."""
+        """Compile and load for aligned pointers; those after the scalars are to int64."""
         pointers = [tensor if tensor is None else tensor.dtype for tensor in tensors]
         rest = [torch.int64] * (len(self._function.arg_names) - len((*tensors, *scalars, *self._rest)))
         loaded = self._function.warmup(*pointers, *scalars, *rest, grid=grid, **self._constants)
