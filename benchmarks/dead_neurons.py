@@ -16,7 +16,6 @@ A unit is dead if it fires for none of the test images, counted by `fusedact.Act
 
 import argparse
 import hashlib
-import importlib.util
 import itertools
 import json
 import math
@@ -45,6 +44,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.arguments import at_least, torch_device
 from benchmarks.machine import describe_device, versions
 from benchmarks.mnist_data import DataError, Digits, load
+from benchmarks.outputs import OutputError, new_figure, prepare, require
 
 # What the study compares, and its page speaks of: not every activation that there is.
 MODULES: dict[str, Callable[[float], nn.Module]] = {
@@ -52,6 +52,7 @@ MODULES: dict[str, Callable[[float], nn.Module]] = {
     for cls in (fusedact.FusedReLUDropout, fusedact.FusedLeakyDropout, fusedact.FusedELUDropout)
 }
 NEGATIVE_BIAS = -1.0
+RESULTS, PAGE = "dead_neurons.json", "dead-neurons.md"
 
 
 @dataclass(frozen=True)
@@ -723,10 +724,6 @@ def digest(rows: list[dict[str, Any]]) -> str:
 
 def plot(rows: list[dict[str, Any]], depth: int, path: Path) -> None:
     """Dead units and accuracy over p for each optimiser, rate and initialisation: means, 95% intervals."""
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
     from scipy.stats import t
 
     cells: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
@@ -737,15 +734,8 @@ def plot(rows: list[dict[str, Any]], depth: int, path: Path) -> None:
         list(dict.fromkeys(level)) for level in zip(*cells, strict=True)
     )
     columns, lines = list(itertools.product(rates, inits)), list(itertools.product(optimisers, FIGURES))
-    figure, axes = plt.subplots(
-        len(lines),
-        len(columns),
-        figsize=(2.3 * len(columns) + 0.5, 2.3 * len(lines) + 0.5),
-        sharex=True,
-        sharey="row",
-        layout="constrained",
-        squeeze=False,
-    )
+    figure = new_figure(figsize=(2.3 * len(columns) + 0.5, 2.3 * len(lines) + 0.5))
+    axes = figure.subplots(len(lines), len(columns), sharex=True, sharey="row", squeeze=False)
     for (i, (optimiser, name)), (j, (lr, init)) in itertools.product(enumerate(lines), enumerate(columns)):
         axis = axes[i, j]
         for activation, marker in zip(activations, "osv", strict=False):
@@ -770,7 +760,6 @@ def plot(rows: list[dict[str, Any]], depth: int, path: Path) -> None:
     axes[0, 0].legend(fontsize="small")
     figure.suptitle(_title(depth))
     figure.savefig(path, dpi=90, metadata={"Description": digest(rows)})
-    plt.close(figure)
 
 
 # The command ------------------------------------------------------------------------------------------
@@ -807,18 +796,18 @@ def main(arguments: list[str] | None = None, grid: Grid | None = None) -> None:
     options = command.parse_args(arguments)
     grid = grid or (Grid() if options.full else REDUCED)
     grid = replace(grid, hidden=options.hidden or grid.hidden, epochs=options.epochs or grid.epochs)
-    missing = [name for name in ("scipy", "matplotlib") if importlib.util.find_spec(name) is None]
-    if missing:
-        command.exit(2, f"{command.prog}: error: needs {' and '.join(missing)}: pip install -e '.[study]'\n")
     cores, on_cpu = os.cpu_count() or 1, options.device.type == "cpu"
     processes = options.processes or (cores if on_cpu and sys.platform == "linux" else 1)
     if processes > 1 and not (on_cpu and sys.platform == "linux"):
         command.error("argument --processes: more than 1 only on a CPU and under Linux")
     torch.set_num_threads(1)  # matrices are too small for more
     try:
+        for module in ("scipy.stats", "matplotlib.figure"):
+            require(module, "study")
+        prepare(options.out, RESULTS, PAGE, *map(_plot, grid.depth))
+        prepare(options.out / "parts", *(f"{part.name}.json" for part in grid.parts()))
         digits = load(options.data).to(options.device)
-        options.out.mkdir(parents=True, exist_ok=True)
-    except (DataError, OSError) as error:
+    except (DataError, OutputError) as error:
         command.exit(2, f"{command.prog}: error: {error}\n")
     try:
         rows, took = study(grid, digits, options.out / "parts", processes)
@@ -841,13 +830,11 @@ def main(arguments: list[str] | None = None, grid: Grid | None = None) -> None:
     head = {name: value for name, value in result.items() if name != "rows"}
     lines = ",\n".join(json.dumps(row) for row in rows)  # a line for each net
     text = json.dumps(head, indent=1)[:-2] + f',\n "rows": [\n{lines}\n ]\n}}\n'
-    (options.out / "dead_neurons.json").write_text(text)
+    (options.out / RESULTS).write_text(text)
     for depth in grid.depth:
         plot(rows, depth, options.out / _plot(depth))
-    (options.out / "dead-neurons.md").write_text(page(json.loads(text)))
-    print(
-        f"Written to {options.out}: dead_neurons.json, dead-neurons.md, {', '.join(map(_plot, grid.depth))}"
-    )
+    (options.out / PAGE).write_text(page(json.loads(text)))
+    print(f"Written to {options.out}: {RESULTS}, {PAGE}, {', '.join(map(_plot, grid.depth))}")
 
 
 def _chosen(options: argparse.Namespace) -> list[str]:

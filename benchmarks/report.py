@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.outputs import OutputError, new_figure
 from benchmarks.suite import SMALL, synchronised_clock
 
 RESULTS = Path(__file__).parent / "results"
@@ -271,11 +272,6 @@ def text(run: Run) -> str:
 
 def plot(run: Run, path: Path) -> None:
     """Over size, forward and backward together, a row of panels per dtype. What is refused is left out."""
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
-
     panels: dict[str, Callable[[Row], Figure]] = {
         "fraction of the copy's bandwidth": lambda row: fraction(run, row),
         "times as fast as eager": lambda row: speed_up(row, run.beside(row, backend="eager")),
@@ -284,7 +280,8 @@ def plot(run: Run, path: Path) -> None:
     }
     dtypes = run.values("dtype", kind="layer")
     size = (5 * len(panels), 4 * len(dtypes))
-    canvas, grid = plt.subplots(len(dtypes), len(panels), figsize=size, layout="constrained", squeeze=False)
+    canvas = new_figure(figsize=size)
+    grid = canvas.subplots(len(dtypes), len(panels), squeeze=False)
     for dtype, axes in zip(dtypes, grid, strict=True):
         for axis, (label, compute) in zip(axes, panels.items(), strict=True):
             for style, backend in (("o-", "fused"), ("s--", "fast"), ("x:", "eager")):
@@ -304,7 +301,6 @@ def plot(run: Run, path: Path) -> None:
                 axis.legend(fontsize="small")
     canvas.suptitle(run.title)
     canvas.savefig(path, dpi=100)
-    plt.close(canvas)
 
 
 # The README's blocks -----------------------------------------------------------------------------------
@@ -398,7 +394,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 raise ValueError(f"{options.readme} differs from the results: run this without --check")
             if new != old:
                 options.readme.write_text(new)
-    except (OSError, ValueError) as error:
+    except (OSError, OutputError, ValueError) as error:
         parser.exit(1, f"{parser.prog}: error: {error}\n")
 
 

@@ -330,6 +330,30 @@ def test_the_command_writes_everything(digits, tmp_path, monkeypatch, capsys):
     assert "Written to" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("module", ["scipy.stats", "matplotlib.figure"])
+def test_what_it_needs_is_tried_before_training(module, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(dead_neurons, "load", lambda _: pytest.fail("too late"))
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(SystemExit) as stop:
+        dead_neurons.main(["--out", str(tmp_path)], TINY)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert f"{module} doesn't import" in error
+    assert "pip install -e '.[study]'" in error
+
+
+@pytest.mark.parametrize(
+    "taken", ["dead_neurons.json", "dead-neurons-depth2.png", "parts/ELU-depth1-SGD-lr0.1.json"]
+)
+def test_out_is_tried_before_training(taken, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(dead_neurons, "load", lambda _: pytest.fail("too late"))
+    (tmp_path / taken).mkdir(parents=True)
+    with pytest.raises(SystemExit) as stop:
+        dead_neurons.main(["--out", str(tmp_path)], TINY)
+    assert stop.value.code == 2
+    assert f"{taken} can't be written (Is a directory); --out has to" in capsys.readouterr().err
+
+
 def test_the_page_is_the_committed_results():
     path = ROOT / "benchmarks" / "results" / "dead-neurons" / "dead_neurons.json"
     result = json.loads(path.read_text())

@@ -343,4 +343,5 @@ def test_an_activity_report_counts_all_processes(activation, on_ranks):
         net[1](torch.ones(3, 32).double())
     alone = monitor.report().as_dict()["1"]
     assert first["module.1"].pop("mean_activity") == pytest.approx(alone.pop("mean_activity"), rel=1e-12)
+    assert (first["module.1"].pop("calls"), alone.pop("calls")) == (3, 2)
     assert first["module.1"] == alone

@@ -1,20 +1,26 @@
 """The MNIST comparison on a tiny run, and its errors."""
 
+import dataclasses
 import gzip
 import json
+import math
 import os
+import re
 import struct
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("matplotlib", reason="benchmarks/mnist.py plots: needs the extra `mnist`")
 pytest.importorskip("tqdm", reason="benchmarks/mnist.py shows its progress: needs the extra `mnist`")
 
-from benchmarks import mnist, mnist_data
+from benchmarks import mnist, mnist_data, outputs
 
+ROOT = Path(__file__).parents[1]
 FILES = {
     "train-images-idx3-ubyte": (60, 28, 28),
     "train-labels-idx1-ubyte": (60,),
@@ -29,7 +35,7 @@ def folder(tmp_path):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for name, shape in FILES.items():
-        content = gzip.decompress((mnist_data._SAMPLE / f"{name}.gz").read_bytes())
+        content = gzip.decompress((mnist_data.SAMPLE.path / f"{name}.gz").read_bytes())
         start = 4 + 4 * len(shape)
         n = shape[0] * (784 if len(shape) == 3 else 1)
         head = content[:4] + struct.pack(f">{len(shape)}I", *shape)
@@ -56,7 +62,7 @@ def test_a_tiny_run(folder, tmp_path, capsys):
     assert result["arguments"]["hidden"] == 8
     assert result["versions"]["torch"]
     for run_ in result["runs"]:
-        assert [epoch["epoch"] for epoch in run_["epochs"]] == [1, 2]
+        assert [epoch["epoch"] for epoch in run_["epochs"]] == [0, 1, 2]
         assert all(0 <= epoch["never_fired"] <= 1 for epoch in run_["epochs"])
     assert (tmp_path / "activation_comparison.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -107,8 +113,7 @@ def test_never_fired_counts_units_that_no_test_image_fires(folder):
     net = mnist.build("ReLU", 8, 0.5, "fused")
     net[0].weight.data[:3] = 0
     net[0].bias.data[:3] = -1
-    before = mnist.evaluate(net, digits)[1]
-    assert before == pytest.approx(3 / 8)
+    assert mnist.evaluate(net, digits).never_fired == pytest.approx(3 / 8)
 
 
 def test_evaluation_drops_nothing_and_training_goes_on(folder):
@@ -118,7 +123,33 @@ def test_evaluation_drops_nothing_and_training_goes_on(folder):
     assert net.training
     net.eval()
     accuracy = (net(digits.test_images).argmax(1) == digits.test_labels).float().mean().item()
-    assert mnist.evaluate(net, digits)[0] == pytest.approx(100 * accuracy)
+    assert mnist.evaluate(net, digits).accuracy == pytest.approx(100 * accuracy)
+
+
+def test_epoch_0_is_before_training(folder, tmp_path):
+    """A learning rate that kills every ReLU: the units of epoch 0 are those that were born dead."""
+    result = run(folder, tmp_path, "--epochs", "1", "--hidden", "16", "--lr", "1e4")
+    digits = mnist_data.load(folder)
+    for found in result["runs"]:
+        torch.manual_seed(found["seed"])
+        born = mnist.evaluate(mnist.build(found["activation"], 16, 0.5, "fused"), digits)
+        start, trained = found["epochs"]
+        assert start == {"epoch": 0, "never_fired": born.never_fired}
+        assert trained["never_fired"] > born.never_fired
+    rows = result["summary"]
+    (panel,) = [line for line in mnist.table(rows, 1).splitlines() if line.startswith("ReLU")]
+    relu = [100 * row["never_fired"] for row in rows if row["activation"] == "ReLU"]
+    assert panel.split()[-2:] == [f"{value:.1f}" for value in relu]
+
+
+def test_the_third_panel_starts_at_epoch_0(folder, tmp_path, monkeypatch):
+    figures, new_figure = [], mnist.new_figure
+    monkeypatch.setattr(
+        mnist, "new_figure", lambda **options: figures.append(new_figure(**options)) or figures[-1]
+    )
+    run(folder, tmp_path, "--epochs", "2", "--hidden", "8")
+    starts = [[line.get_xdata()[0] for line in axis.lines] for axis in figures[-1].axes]
+    assert starts == [[1] * 3, [1] * 3, [0] * 3]
 
 
 @pytest.mark.parametrize(
@@ -131,13 +162,21 @@ def test_options_count(option, folder, tmp_path):
 
 
 def test_the_sample_is_whole():
-    digits = mnist_data._read(mnist_data._SAMPLE, "sample")
+    digits = mnist_data.sample()
     assert digits.train_images.shape == (10_000, 784)
     assert digits.test_labels.shape == (2_000,)
     assert set(digits.train_labels.tolist()) == set(range(10))
 
 
-def test_no_network(monkeypatch, capsys):
+@pytest.fixture
+def downloads(tmp_path, monkeypatch):
+    """An empty folder in place of the downloads'."""
+    path = tmp_path / "downloads" / "MNIST" / "raw"
+    monkeypatch.setattr(mnist_data, "DOWNLOADS", dataclasses.replace(mnist_data.DOWNLOADS, path=path))
+    return path
+
+
+def test_no_network(downloads, monkeypatch, capsys):
     monkeypatch.setattr(mnist_data, "_download", lambda: "no route to host")
     assert len(mnist_data.load().train_labels) == 10_000
     assert capsys.readouterr().out == (
@@ -146,68 +185,246 @@ def test_no_network(monkeypatch, capsys):
     )
 
 
-def damage_truncate(raw):
-    path = raw / "train-images-idx3-ubyte"
-    path.write_bytes(path.read_bytes()[:-1])
-    return "train-images-idx3-ubyte is damaged: 47039 bytes where"
-
-
-def damage_magic(raw):
-    path = raw / "t10k-labels-idx1-ubyte"
-    path.write_bytes(b"\0\0\0\0" + path.read_bytes()[4:])
-    return "t10k-labels-idx1-ubyte is damaged: it isn't an IDX file"
-
-
-def damage_empty(raw):
-    (raw / "train-labels-idx1-ubyte").write_bytes(b"")
-    return "train-labels-idx1-ubyte is damaged"
-
-
-def damage_missing(raw):
-    (raw / "t10k-images-idx3-ubyte").unlink()
-    return "t10k-images-idx3-ubyte is missing"
-
-
-def damage_gzip(raw):
-    path = raw / "train-images-idx3-ubyte"
-    packed = gzip.compress(path.read_bytes())
-    path.unlink()
-    path.with_name(path.name + ".gz").write_bytes(packed[:-20])
-    return "train-images-idx3-ubyte can't be read"
-
-
-def damage_labels(raw):
-    path = raw / "train-labels-idx1-ubyte"
-    path.write_bytes(path.read_bytes()[:-1] + b"\x0a")
-    return "train has a label 10; labels are 0 to 9"
-
-
-def damage_counts(raw):
-    path = raw / "train-labels-idx1-ubyte"
-    path.write_bytes(path.read_bytes()[:4] + struct.pack(">I", 59) + path.read_bytes()[9:])
-    return "train has 60 images and 59 labels"
-
-
-DAMAGES = [
-    damage_truncate,
-    damage_magic,
-    damage_empty,
-    damage_missing,
-    damage_gzip,
-    damage_labels,
-    damage_counts,
+BROKEN = [
+    "raise ImportError('no such module')",
+    "raise RuntimeError('operator torchvision::nms does not exist')",
+    "raise AttributeError('module torch has no attribute _custom_ops')",
+    "raise OSError('undefined symbol')",
+    "raise SystemExit(3)",
+    "syntax error",
+    "class Own(BaseException): pass\nraise Own",
 ]
 
 
+@pytest.mark.parametrize("content", BROKEN)
+def test_a_broken_torchvision_is_as_good_as_none(content, downloads, tmp_path, monkeypatch, capsys):
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text(content)
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert len(mnist_data.load().train_labels) == 10_000
+    assert "torchvision doesn't import: " in capsys.readouterr().out
+
+
+def test_a_download_that_fails_anyhow(downloads, monkeypatch, capsys):
+    class MNIST:
+        def __init__(self, root, download):
+            raise EOFError("Compressed file ended")
+
+    monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
+    datasets = types.ModuleType("torchvision.datasets")
+    datasets.MNIST = MNIST
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
+    assert len(mnist_data.load().train_labels) == 10_000
+    assert "(Compressed file ended)" in capsys.readouterr().out
+
+
+def test_downloaded_data_needs_no_torchvision(folder, downloads, monkeypatch):
+    """Of the sizes that the fixture has, for MNIST's own files aren't here."""
+    downloads.parents[1].mkdir()
+    (folder / "MNIST").rename(downloads.parent)
+    monkeypatch.setattr(mnist_data, "DOWNLOADS", dataclasses.replace(mnist_data.DOWNLOADS, whole=False))
+    monkeypatch.setattr(mnist_data, "_download", lambda: pytest.fail("all is there"))
+    assert len(mnist_data.load().train_labels) == 60
+
+
+def html(path):
+    path.write_text("<!DOCTYPE html><title>404 Not Found</title>")
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def longer(path):
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+def folder_of_that_name(path):
+    path.unlink()
+    path.mkdir()
+
+
+def packed_and_truncated(path):
+    packed = path.with_name(path.name + ".gz")
+    packed.write_bytes(gzip.compress(path.read_bytes())[:-9])
+    path.unlink()
+
+
+def packed_html(path):
+    path.with_name(path.name + ".gz").write_text("<html>")
+    path.unlink()
+
+
+def of_another_shape(path):
+    """CIFAR's images; letters for labels."""
+    content = path.read_bytes()
+    if "images" in path.name:
+        content = content[:4] + struct.pack(">3I", 49, 32, 30) + bytes(49 * 960)
+    path.write_bytes(content[:-1] + b"\x0a")
+
+
+def of_another_size(path):
+    content = path.read_bytes()
+    step = 784 if "images" in path.name else 1
+    path.write_bytes(
+        content[:4] + struct.pack(">I", struct.unpack(">I", content[4:8])[0] - 1) + content[8:-step]
+    )
+
+
+def of_another_set(path):
+    """Fashion-MNIST has MNIST's names and sizes."""
+    (file,) = [file for file in mnist_data.FILES if file.name == path.name]
+    shape = (file.items, 28, 28)[: file.dimensions]
+    head = bytes((0, 0, 8, file.dimensions)) + struct.pack(f">{file.dimensions}I", *shape)
+    path.write_bytes(head + bytes(math.prod(shape)))
+
+
+DAMAGES = [
+    *(html, empty, truncated, longer, folder_of_that_name, packed_and_truncated, packed_html),
+    *(of_another_shape, of_another_size, of_another_set),
+]
+
+
+@pytest.mark.parametrize("by_default", [True, False], ids=["default folder", "--data"])
+@pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_bad_data_is_a_clear_error(damage, folder, tmp_path, capsys):
-    message = damage(folder / "MNIST" / "raw")
+def test_bad_data_is_a_clear_error(
+    damage, name, by_default, folder, downloads, tmp_path, monkeypatch, capsys
+):
+    raw = folder / "MNIST" / "raw"
+    damage(raw / name)
+    if by_default:
+        downloads.parents[1].mkdir()
+        (folder / "MNIST").rename(downloads.parent)
+        # The fixture's files aren't the whole of MNIST; those before the damaged one have to pass.
+        monkeypatch.setattr(mnist_data, "DOWNLOADS", dataclasses.replace(mnist_data.DOWNLOADS, whole=False))
+    data = [] if by_default else ["--data", str(folder)]
+    with pytest.raises(SystemExit) as stop:
+        mnist.main([*data, "--out", str(tmp_path / "out"), "--device", "cpu"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert str(downloads if by_default else raw) in error
+    assert name in error
+    assert (damage is of_another_set) == ("SHA-256" in error)
+    assert ("Delete " if by_default else "or leave out --data") in error
+    assert "Traceback" not in error
+
+
+def test_the_download_has_to_be_the_whole_of_mnist(folder, downloads, capsys):
+    downloads.parents[1].mkdir()
+    (folder / "MNIST").rename(downloads.parent)
+    with pytest.raises(mnist_data.DataError, match="train-images-idx3-ubyte is no file of MNIST, or damaged"):
+        mnist_data.load()
+
+
+def test_a_missing_file(folder, tmp_path, capsys):
+    (folder / "MNIST" / "raw" / "t10k-images-idx3-ubyte").unlink()
     with pytest.raises(SystemExit) as stop:
         run(folder, tmp_path)
     assert stop.value.code == 2
+    assert "t10k-images-idx3-ubyte is missing" in capsys.readouterr().err
+
+
+# Outputs -------------------------------------------------------------------------------------------------
+
+
+def a_file(path):
+    path.write_text("mine")
+    return path
+
+
+def below_a_file(path):
+    return a_file(path) / "deeper"
+
+
+def with_folders_in_place_of_files(path):
+    for name in (mnist.RESULTS, mnist.PLOT):
+        (path / name).mkdir(parents=True)
+    return path
+
+
+def of_the_kernel(path):
+    if not Path("/proc/self").exists():
+        pytest.skip("needs /proc, where nobody can make a file")
+    return Path("/proc")
+
+
+def read_only(path):
+    path.mkdir(mode=0o500)
+    if os.access(path, os.W_OK):
+        pytest.skip("this user may write everywhere")
+    return path
+
+
+@pytest.mark.parametrize(
+    "make", [a_file, below_a_file, with_folders_in_place_of_files, of_the_kernel, read_only]
+)
+def test_out_is_tried_before_training(make, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(mnist, "load_once", lambda _: pytest.fail("too late"))
+    with pytest.raises(SystemExit) as stop:
+        run(folder, make(tmp_path / "out"))
+    assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert message in error
-    assert "Traceback" not in error
+    assert "can't be written (" in error
+    assert "--out has to name a folder that can" in error
+
+
+def test_trying_out_leaves_nothing_and_loses_nothing(tmp_path):
+    (tmp_path / "old").write_text("mine")
+    outputs.prepare(tmp_path, "old", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert (tmp_path / "old").read_text() == "mine"
+
+
+def test_matplotlib_is_tried_before_training(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(mnist, "load_once", lambda _: pytest.fail("too late"))
+    with pytest.raises(SystemExit) as stop:
+        run(folder, tmp_path)
+    assert stop.value.code == 2
+    assert "pip install -e '.[mnist]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense", "tkagg"])
+def test_a_notebooks_backend_is_no_obstacle(backend, tmp_path):
+    """It is read when matplotlib is first imported: in a process of its own."""
+    script = (
+        "import os; from benchmarks import outputs\n"
+        f"outputs.new_figure().savefig({str(tmp_path / 'plot.png')!r})\n"
+        "print(os.environ['MPLBACKEND'])"
+    )
+    environment = {**os.environ, "MPLBACKEND": backend, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", script]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert process.stdout == f"{backend}\n", process.stderr
+    assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_no_script_imports_matplotlib_by_itself():
+    for path in (ROOT / "benchmarks").rglob("*.py"):
+        assert path.name == "outputs.py" or not re.search(
+            r"import matplotlib|from matplotlib", path.read_text()
+        )
+
+
+def test_help_says_what_the_defaults_reproduce(capsys):
+    with pytest.raises(SystemExit):
+        mnist.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "The defaults reproduce the comparison in README.md for the first of its seeds" in text
+    committed = json.loads((ROOT / "benchmarks/results/mnist-cpu/activation_comparison.json").read_text())
+    defaults = vars(mnist.parser().parse_args([]))
+    for name in ("epochs", "batch_size", "hidden", "p", "lr", "backend"):
+        assert committed["arguments"][name] == defaults[name]
+    assert f"--seeds {' '.join(map(str, committed['seeds']))} reproduces the whole" in text
+    assert committed["seeds"][:1] == defaults["seeds"]
+    assert committed["data"]["train"] == 60_000
 
 
 @pytest.mark.parametrize(

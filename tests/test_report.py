@@ -1,6 +1,7 @@
 """The report's figures, from results made up here, against figures worked out by hand."""
 
 import json
+import sys
 
 import pytest
 
@@ -139,6 +140,15 @@ def test_plot(tmp_path):
     path.write_text(json.dumps(results()))
     report.main([str(path), "--plots", str(plots)])
     assert (plots / "run.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plots_without_matplotlib(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    (tmp_path / "run.json").write_text(json.dumps(results()))
+    with pytest.raises(SystemExit) as stop:
+        report.main([str(tmp_path / "run.json"), "--plots", str(tmp_path)])
+    assert stop.value.code == 1
+    assert "matplotlib.figure doesn't import" in capsys.readouterr().err
 
 
 PAGE = "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n\nkept\n" for name in report.BLOCKS)

@@ -41,7 +41,7 @@ Counter = Callable[[Tensor], None]
 
 
 class Watcher(Protocol):
-    """Who counts what goes into a call; `fusedact.activity` has one per layer."""
+    """Who counts what goes into a call; `fusedact.monitor` has one per layer."""
 
     def wants(self, training: bool) -> bool:
         """Whether it watches such a call."""

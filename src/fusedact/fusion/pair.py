@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .. import observer
 from . import recognise
 from .recognise import Activated
 
@@ -125,17 +126,23 @@ class Calls:
             activated, p = recognise.activation(callee, args, kwargs), found
             if activated is None or not recognise.commutes(activated.row):
                 return None
-        watchers = self._watching(key, callee) if self.watchers else ()
+        watchers = self._watching(key, callee, activated) if self.watchers else ()
         x = held.args[0] if held.args else held.kwargs["input"]
         if p is not None and 0.0 < p < 1.0 and recognise.takes(x, activated):
+            function = held.callee if activated is found else callee
+            if isinstance(function, nn.Module) and function._forward_pre_hooks:
+                watchers += observer.watchers(function._forward_pre_hooks)
             return recognise.run(activated.row, x, activated.parameters, p, True, False, "eager", watchers)
         for watcher in watchers:
             watcher(x)
         return None
 
-    def _watching(self, key: Key, callee: Any) -> tuple[Any, ...]:
+    def _watching(self, key: Key, callee: Any, activated: Activated) -> tuple[Any, ...]:
         training = callee.training if isinstance(callee, nn.Module) else True
-        return tuple([watcher for watcher in self.watchers.get(key, ()) if watcher.wants(training)])
+        watchers = tuple([watcher for watcher in self.watchers.get(key, ()) if watcher.wants(training)])
+        for watcher in watchers:
+            watcher.computes(activated.row, activated.parameters)
+        return watchers
 
 
 def _alone(callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:

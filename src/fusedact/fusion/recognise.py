@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.module import (
     _global_backward_hooks,
     _global_backward_pre_hooks,
@@ -24,6 +24,7 @@ from torch.nn.modules.module import (
 from .. import functional as _rows  # noqa: F401  (registers the rows)
 from .. import ops
 from ..activations import ROWS, Activation, Saved
+from ..observer import only_look
 
 run = ops.activation_dropout
 
@@ -216,11 +217,11 @@ def is_untouched(module: nn.Module, forward: Callable[..., Any] | None) -> bool:
 
 
 def _has_no_own(module: nn.Module, forward: Callable[..., Any] | None) -> bool:
-    """The same, hooks on all modules aside."""
+    """The same, hooks on all modules aside, and hooks that only look."""
     own = module.__dict__
     return type(module).forward is forward and not (
-        own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
+        (own["_forward_hooks"] and not only_look(own["_forward_hooks"]))
+        or (own["_forward_pre_hooks"] and not only_look(own["_forward_pre_hooks"]))
         or own["_backward_hooks"]
         or own["_backward_pre_hooks"]
         or "forward" in own
@@ -342,7 +343,11 @@ def is_identity(callee: Any) -> bool:
 
 def is_sequence(callee: Any) -> bool:
     """Calling it calls its children one after the other and does nothing else."""
-    return isinstance(callee, nn.Sequential) and is_untouched(callee, _sequential_forward)
+    return (
+        isinstance(callee, nn.Sequential)
+        and is_untouched(callee, _sequential_forward)
+        and not (callee._forward_hooks or callee._forward_pre_hooks)  # who looks wants it to be called
+    )
 
 
 def is_fresh(callee: Any) -> bool:

@@ -1,7 +1,7 @@
-"""What `fusedact.counting` counts per unit: how often it fires, and of a sample of the input the rest.
+"""The monitor's two kernels: per unit they count what fires, isn't finite or saturates, and add up |h|.
 
 A dense input is [outer, units, inner] in memory: units stand last where inner is 1, and before a
-convolution's positions otherwise. Counts are 64-bit integers.
+convolution's positions otherwise. Counts are 64-bit integers; `fusedact.monitor.tally.Tally` describes them.
 
 - `fired_kernel` reads one bit per element. After `period` = units * inner elements the units are the same
   again, so tiles of the packed bits that are a multiple of it apart have the same units at the same places.
@@ -11,14 +11,11 @@ convolution's positions otherwise. Counts are 64-bit integers.
   convolution's output the units at some consecutive positions, so that what is read stands together. A
   program takes a tile of units by samples, its last axis the one along which memory runs, and ROUNDS such
   tiles. |h| is added up in float32 within a program (float64 for float64), in float64 over programs.
-
-What both add to is described at `fusedact.counting.Tally`.
 """
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -26,14 +23,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ..activations import Activation
+from ..monitor.facts import Bound, Ranges, dead, dies_where_negative, saturated
+from ..monitor.tally import Figures, Row, Sampling, Shape, Tally
+from ..ops import Counter
 from ..random import Plan
 from . import activations
 from .dropout import COLUMNS, TILE
 from .launch import WARPS, Kernel, in_tiles, planes
 
-Shape = tuple[int, int, int]  # outer, units, inner
-
-ROUNDS = 16
+ROUNDS = 16  # below 256: a program counts four things in the bytes of a word
 INPUT_TILE = 2048
 # In fewer tiles with the same units, to take the sums out costs more than to read the input.
 SHORTEST = 4
@@ -143,6 +141,31 @@ def fired_kernel(
     tl.atomic_add(counts_ptr, samples, mask=alone, sem="relaxed")
 
 
+_FIRED: tl.constexpr = tl.constexpr(int(Row.FIRED))
+_ALIVE: tl.constexpr = tl.constexpr(int(Row.ALIVE))
+_NAN: tl.constexpr = tl.constexpr(int(Row.NAN))
+_INFINITE: tl.constexpr = tl.constexpr(int(Row.INFINITE))
+_SATURATED: tl.constexpr = tl.constexpr(int(Row.SATURATED))
+_LEFT_OUT: tl.constexpr = tl.constexpr(int(Row.LEFT_OUT))
+
+
+@triton.jit
+def _within(x, RANGES: tl.constexpr):
+    """Whether x is in one of two ranges, both ends included; the second may be empty."""
+    found = (x >= RANGES[0]) & (x <= RANGES[1])
+    if RANGES[2] <= RANGES[3]:
+        found |= (x >= RANGES[2]) & (x <= RANGES[3])
+    return found
+
+
+@triton.jit
+def _count(counts_ptr, units, unit, word, place: tl.constexpr, AXIS: tl.constexpr, row: tl.constexpr):
+    """Add one byte of `word`, summed over the samples, to a row of the counts."""
+    number = tl.sum((word >> place) & 255, AXIS).to(tl.int64)
+    pointer = counts_ptr + row * (units + 1) + 1 + unit
+    tl.atomic_add(pointer, number, mask=(unit < units) & (number > 0), sem="relaxed")
+
+
 @triton.jit(do_not_specialize=["outer", "pieces", "stride", "samples"])
 def input_kernel(
     x_ptr,
@@ -155,20 +178,21 @@ def input_kernel(
     units,
     inner,
     FIRED: tl.constexpr,
+    FINITE: tl.constexpr,
     ACTIVITY: tl.constexpr,
     FORWARD: tl.constexpr,
     PARAMETER: tl.constexpr,
-    SATURATION: tl.constexpr,
+    DEAD: tl.constexpr,
+    SATURATED: tl.constexpr,
     UNITS_LAST: tl.constexpr,
     UNITS: tl.constexpr,
     SAMPLES: tl.constexpr,
     ROUNDS: tl.constexpr,
     ARITHMETIC: tl.constexpr,
 ):
-    """Add up every stride-th run: with FIRED its positive inputs, with ACTIVITY |h| and its saturated inputs.
+    """Add up every stride-th run: the figures of `Figures`, in the rows of counts [6, 1 + units] of `Row`.
 
-    FIRED adds to the first row of counts [2, 1 + units], ACTIVITY to the second and to activity [units]; a
-    row begins with the number of samples.
+    DEAD and SATURATED are two ranges each, as (low, high, low, high), or None.
 
     Bytes per element of b bytes that a run has: b.
     """
@@ -182,8 +206,8 @@ def input_kernel(
 
     one = tl.full([], 1.0, ARITHMETIC)
     parameter = tl.full([], PARAMETER, ARITHMETIC)
-    fired = tl.zeros(SHAPE, tl.int32)
-    saturated = tl.zeros(SHAPE, tl.int32)
+    found = tl.zeros(SHAPE, tl.int32)  # bytes: fired, alive, NaN, infinite
+    read = tl.zeros(SHAPE, tl.int32)  # bytes: saturated, left out
     activity = tl.zeros(SHAPE, ARITHMETIC)
     for i in range(ROUNDS):
         if UNITS_LAST:
@@ -197,27 +221,40 @@ def input_kernel(
         offsets = (sample * units + unit) * inner + position
         x = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(ARITHMETIC)
         if FIRED:
-            fired += (x > 0).to(tl.int32)
+            found += (x > 0).to(tl.int32)
+            if DEAD is not None:
+                found += (inside & ~_within(x, DEAD)).to(tl.int32) << 8
+        if FINITE:
+            found += (x != x).to(tl.int32) << 16
+            found += (tl.abs(x) == float("inf")).to(tl.int32) << 24
         if ACTIVITY:
             h, _ = FORWARD(x, inside, one, parameter, parameter, ARITHMETIC)
-            activity += tl.abs(h)
-            if SATURATION is not None:
-                saturated += (x < SATURATION).to(tl.int32)
+            h = tl.abs(h)
+            finite = (tl.abs(x) < float("inf")) & (h < float("inf"))
+            activity += tl.where(inside & finite, h, 0.0)
+            read += (inside & ~finite).to(tl.int32) << 8
+            if SATURATED is not None:
+                read += (inside & _within(x, SATURATED)).to(tl.int32)
 
-    inside = units_of_tile < units
     alone = (tl.program_id(0) == 0) & (tl.program_id(1) == 0)
+    row = units + 1
     if FIRED:
-        number = tl.sum(fired, AXIS).to(tl.int64)
-        tl.atomic_add(counts_ptr + 1 + units_of_tile, number, mask=inside, sem="relaxed")
-        tl.atomic_add(counts_ptr, samples, mask=alone, sem="relaxed")
+        _count(counts_ptr, units, units_of_tile, found, 0, AXIS, _FIRED)
+        tl.atomic_add(counts_ptr + _FIRED * row, samples, mask=alone, sem="relaxed")
+        if DEAD is not None:
+            _count(counts_ptr, units, units_of_tile, found, 8, AXIS, _ALIVE)
+    if FINITE:
+        _count(counts_ptr, units, units_of_tile, found, 16, AXIS, _NAN)
+        _count(counts_ptr, units, units_of_tile, found, 24, AXIS, _INFINITE)
+        tl.atomic_add(counts_ptr + _NAN * row, samples, mask=alone, sem="relaxed")
     if ACTIVITY:
-        counts_ptr += units + 1
-        if SATURATION is not None:
-            number = tl.sum(saturated, AXIS).to(tl.int64)
-            tl.atomic_add(counts_ptr + 1 + units_of_tile, number, mask=inside, sem="relaxed")
-        tl.atomic_add(counts_ptr, samples, mask=alone, sem="relaxed")
+        if SATURATED is not None:
+            _count(counts_ptr, units, units_of_tile, read, 0, AXIS, _SATURATED)
+        _count(counts_ptr, units, units_of_tile, read, 8, AXIS, _LEFT_OUT)
+        tl.atomic_add(counts_ptr + _SATURATED * row, samples, mask=alone, sem="relaxed")
+        tl.atomic_add(counts_ptr + _ALIVE * row, 1, mask=alone, sem="relaxed")
         total = tl.sum(activity, AXIS).to(tl.float64)
-        tl.atomic_add(activity_ptr + units_of_tile, total, mask=inside, sem="relaxed")
+        tl.atomic_add(activity_ptr + units_of_tile, total, mask=units_of_tile < units, sem="relaxed")
 
 
 @functools.lru_cache(maxsize=4096)
@@ -250,29 +287,35 @@ def _fired_kernel(step: int, units_last: bool, alike: bool, lanes: int) -> Kerne
     )
 
 
-def fired_counter(
-    activation: Activation, n: int, plan: Plan, shape: Shape, counts: Tensor
-) -> Callable[[Tensor], None] | None:
-    """What counts positive inputs and samples, given `launch.forward_with_signs`' signs; None if it can't."""
-    stored = planes(activation)
-    launch = _fired(n, *shape[1:], stored, plan.lanes) if in_tiles(n, plan) else None
+def fired_counter(row: Activation, n: int, plan: Plan, shape: Shape, counts: Tensor) -> Counter | None:
+    """Return what counts positive inputs and samples, given a call's signs; None if it can't."""
+    stored = planes(row)
+    launch = _fired(n, shape.units, shape.inner, stored, plan.lanes) if in_tiles(n, plan) else None
     if launch is None or not _free(launch[0], counts):
         return None
     kernel, grid, scalars = launch
     return lambda signs: kernel(grid, signs.view(-1, stored, COLUMNS)[:, -1], (counts,), scalars)
 
 
+class _Launch(NamedTuple):
+    """A kernel, its grid, and its scalars before and after the number of samples."""
+
+    kernel: Kernel
+    grid: tuple[int, int, int]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
 @functools.lru_cache(maxsize=4096)
 def _input(
-    activation: Activation,
+    bound: Bound,
     dtype: torch.dtype,
-    parameter: float,
     shape: Shape,
     run: int,
     stride: int,
-    figures: tuple[bool, bool],
-) -> tuple[Any, ...] | None:
-    """Kernel, grid and scalars; None beyond what a grid or float32 can hold."""
+    figures: Figures,
+) -> _Launch | None:
+    """What a launch needs; None beyond what a grid or float32 can hold."""
     outer, units, inner = shape
     pieces = triton.cdiv(inner, run)
     runs = triton.cdiv(outer * pieces, stride)
@@ -281,19 +324,18 @@ def _input(
     )
     tile_units = INPUT_TILE // samples
     grid = triton.cdiv(runs, ROUNDS * (samples if inner == 1 else 1)), triton.cdiv(units, tile_units), 1
-    if grid[1] > _AXIS or abs(parameter) > 1e38:
+    if grid[1] > _AXIS or any(abs(value) > 1e38 for value in bound.values):
         return None
     # Triton specialises a kernel by units and inner.
-    kernel = _input_kernel(activation, dtype, parameter, figures, units, inner, tile_units, samples)
-    return kernel, grid, (outer, pieces, stride), (units, inner)
+    kernel = _input_kernel(bound, dtype, figures, units, inner, tile_units, samples)
+    return _Launch(kernel, grid, (outer, pieces, stride), (units, inner))
 
 
 @functools.lru_cache(maxsize=4096)
 def _input_kernel(
-    activation: Activation,
+    bound: Bound,
     dtype: torch.dtype,
-    parameter: float,
-    figures: tuple[bool, bool],
+    figures: Figures,
     units: int,
     inner: int,
     tile_units: int,
@@ -302,11 +344,13 @@ def _input_kernel(
     return Kernel(
         input_kernel,
         {
-            "FIRED": figures[0],
-            "ACTIVITY": figures[1],
-            "FORWARD": getattr(activations, f"{activation.name}_forward"),
-            "PARAMETER": parameter,
-            "SATURATION": activation.saturation,
+            "FIRED": figures.fired,
+            "FINITE": figures.finite,
+            "ACTIVITY": figures.activity,
+            "FORWARD": getattr(activations, f"{bound.row.name}_forward"),
+            "PARAMETER": bound.values[0] if bound.values else 0.0,
+            "DEAD": None if dies_where_negative(bound) else _two(dead(bound)),
+            "SATURATED": _two(saturated(bound)),
             "UNITS_LAST": inner == 1,
             "UNITS": tile_units,
             "SAMPLES": samples,
@@ -317,27 +361,18 @@ def _input_kernel(
     )
 
 
-def count_input(
-    activation: Activation,
-    parameter: float,
-    x: Tensor,
-    shape: Shape,
-    run: int,
-    stride: int,
-    samples: int,
-    figures: tuple[bool, bool],
-    counts: Tensor,
-    activity: Tensor,
-) -> bool:
-    """Add every stride-th run, `samples` in all, to a tally; False if it can't.
+def _two(ranges: Ranges) -> tuple[float, ...] | None:
+    """At most two ranges as four numbers; None for no range."""
+    return (*ranges[0], *(ranges[1] if len(ranges) > 1 else (math.inf, -math.inf))) if ranges else None
 
-    `x` is dense, `run` the most positions of a run. Figures are what fired, and |h| with what is saturated.
-    """
-    launch = _input(activation, x.dtype, parameter, shape, run, stride, figures)
-    if launch is None or not _free(launch[0], x):
+
+def count_input(bound: Bound, x: Tensor, sampling: Sampling, figures: Figures, tally: Tally) -> bool:
+    """Add the figures of a dense `x` to a tally; return False if no launch can."""
+    shape, run, stride, samples = sampling
+    launch = _input(bound, x.dtype, shape, run, stride, figures)
+    if launch is None or not _free(launch.kernel, x):
         return False
-    kernel, grid, first, last = launch
-    kernel(grid, x, (counts, activity), (*first, samples, *last))
+    launch.kernel(launch.grid, x, tuple(tally), (*launch.before, samples, *launch.after))
     return True
 
 

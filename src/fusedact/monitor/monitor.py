@@ -1,0 +1,263 @@
+"""`ActivityMonitor`: from when to when a model is watched, and what the counts say."""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..activations import check_module, check_parameter
+from .distributed import Place, reduced
+from .facts import dead, dies_where_negative, name_of, saturated
+from .layers import Detach, Settings, WatchedLayer, choose, follow, watched_layers
+from .order import Order
+from .plot import Window, drawn, fractions
+from .report import ActivityReport, LayerActivity
+from .tally import Row, Tally
+
+MODES = ("all", "train", "eval")
+
+
+class _Call(NamedTuple):
+    """What a line of a report is of: a layer, which of its calls in a forward, and how many units it had."""
+
+    layer: str
+    call: int
+    units: int
+
+
+class ActivityMonitor:
+    """Counts which units of a model fire, from now on until `close`; as a context manager, to its end.
+
+    It watches fused modules, and PyTorch's modules of the activations that fusedact has. In a model that
+    `fusedact.fuse` returned it also watches functions that a dropout follows, as `F.relu(x)`, under the name
+    of their place in the code. Nothing waits for the GPU until a report is asked for.
+
+    - Which units fire, and which inputs aren't finite, is counted in all samples: in the kernels of a fused
+      module from a bit per element that forward packs, elsewhere from the input, which is read once more. The
+      bit doesn't tell what isn't finite: there it is counted in the samples that are read.
+    - Mean |h|, and with it which units are dormant, and saturation are of every `stride`-th sample: after a
+      convolution of every `stride`-th run of 64 positions. Inputs of at most 65,536 elements are read whole.
+    - The window is what ran since the monitor began or `end_window` was last called. After `close`, another
+      `with` goes on with it.
+    - A module that is called several times in one forward of `model` is a layer for each call, in their
+      order: `name[1]`, `name[2]`; one that gets different numbers of units, also for each of those.
+    - Units stand along the dimension that is as long as the last convolution, linear or normalisation layer
+      that ran before has units. The report names it; `units` chooses another.
+    - Copies of the model that are made meanwhile aren't watched. Threads may share it.
+    - Checkpoints: a forward that is computed again in backward doesn't count again.
+    - `torch.compile`: begin before the first call of what is compiled, or call `torch.compiler.reset()`;
+      that first call must not be in inference mode if later ones are not.
+    - PyTorch's fast path of transformers in eval mode, which calls no activation, is left meanwhile.
+    - Several processes (`torch.distributed` initialised): `report` and `end_window` add up the counts of
+      all in `group`, so that each of them has to call it.
+    - CUDA graphs: call each layer once before capture; replays count.
+    - Inside `torch.func` transforms, in `torch.export` and `torch.jit.trace`, for tensor subclasses (DTensor)
+      and for tensors that aren't dense it raises an error.
+
+    Args:
+        model: with at least one module to watch.
+        units: the dimension along which units stand, or a mapping from layers' names to it. By default, as
+            the layers that ran before tell; if none did, dimension 1 for inputs of four or more dimensions,
+            else the last.
+        tau: of dormant units, see `LayerActivity.dormant`; at least 0.
+        mode: which calls count: those in "train" mode, in "eval" mode, or "all".
+        stride: of the samples that are read for mean |h| and saturation; 1 reads all. That it is prime keeps
+            it from meeting the same position of each sequence.
+        group: the processes whose counts are added up. Default: all.
+
+    Raises:
+        TypeError: `model` is no module, `units` neither an int nor a mapping to ints, or `stride` no int.
+        ValueError: there is nothing to watch; `units` names a layer that isn't watched, `tau` is no number
+            of at least 0, `stride` below 1, or `mode` has another value.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(784, 128), FusedReLUDropout(0.5), nn.Linear(128, 10))
+        >>> with ActivityMonitor(net) as monitor:
+        ...     train(net)
+        >>> print(monitor.report())
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        units: int | Mapping[str, int] | None = None,
+        tau: float = 0.025,
+        mode: str = "all",
+        stride: int = 31,
+        group: "dist.ProcessGroup | None" = None,
+    ) -> None:
+        check_module("model", model)
+        self.tau = check_parameter("tau", tau)
+        if self.tau < 0:
+            raise ValueError(f"tau has to be at least 0, but got tau={tau!r}")
+        if mode not in MODES:
+            raise ValueError(f"mode has to be one of {', '.join(map(repr, MODES))}, but got mode={mode!r}")
+        if isinstance(stride, bool) or not isinstance(stride, int):
+            raise TypeError(f"stride has to be an int, but got stride={stride!r}")
+        if stride < 1:
+            raise ValueError(f"stride has to be an int of at least 1, but got stride={stride!r}")
+        self.group = group
+        self._model, self._order = model, Order()
+        self._layers = watched_layers(model, Settings(mode, stride), self._order)
+        choose(self._layers, units)
+        self._window = 1
+        self._dead: dict[_Call, Tensor] = {}  # in the last window
+        self._always: dict[_Call, Tensor] = {}  # in all windows
+        self._history: list[Window] = []
+        self._detach: list[Detach] = []
+        self._open()
+
+    def _open(self) -> None:
+        if not self._detach:
+            self._detach = [*follow(self._model, self._order), *(layer.attach() for layer in self._layers)]
+
+    def __enter__(self) -> "ActivityMonitor":
+        self._open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop counting. The counts so far stay, for `report`."""
+        detach, self._detach = self._detach, []
+        for end in detach:
+            end()
+        for layer in self._layers:
+            layer.close()
+
+    def report(self) -> ActivityReport:
+        """Return the figures of the window so far. Waits for the GPU; all processes have to call it."""
+        return self._report(self._calls())
+
+    def end_window(self) -> ActivityReport:
+        """Return the figures of the window, which ends here: the next starts with no counts."""
+        calls = self._calls()
+        report = self._report(calls)
+        for call, found in zip(_called(calls), report.layers, strict=True):
+            if found.dead is not None:
+                self._dead[call] = found.dead
+                self._always[call] = found.dead & self._always.get(call, found.dead)
+        self._history.append(fractions(report))
+        for layer in self._layers:
+            layer.clear()
+        self._window += 1
+        return report
+
+    def plot(self) -> Any:
+        """Return a `matplotlib.figure.Figure`: dead and dormant units per window, and units' activity now.
+
+        The histogram's axis is a unit's activity by the mean of its layer: dormant units are below `tau`.
+        Needs matplotlib. Among processes, all have to call it.
+        """
+        return drawn(self._history, self.report())
+
+    def _calls(self) -> dict[_Call, dict[Place, Tally]]:
+        """Everything that was counted, of all devices and processes, in the model's order."""
+        tallies: dict[Place, Tally] = {}
+        for layer in self._layers:
+            for key, tally in layer.tallies().items():
+                place = Place(layer.name, key.call, key.units, key.axis, key.dims)
+                found = tally.cpu()
+                tallies[place] = tallies[place] + found if place in tallies else found
+        calls: dict[_Call, dict[Place, Tally]] = {}
+        names = [layer.name for layer in self._layers]
+        total = reduced(tallies, self.group)
+        for place in sorted(total, key=lambda place: (names.index(place.layer), place)):
+            calls.setdefault(_Call(*place[:3]), {})[place] = total[place]
+        return calls
+
+    def _report(self, calls: dict[_Call, dict[Place, Tally]]) -> ActivityReport:
+        layers = {layer.name: layer for layer in self._layers}
+        found = []
+        for call in _called(calls):
+            places = {place: tally for place, tally in calls[call].items() if tally.number(Row.FIRED)}
+            found.append(self._figures(layers[call.layer], call, _name(call, calls), places))
+        silent = tuple(name for name in layers if name not in {call.layer for call in _called(calls)})
+        return ActivityReport(self._window, self.tau, tuple(found), silent, _varying(calls))
+
+    def _figures(
+        self, layer: WatchedLayer, call: _Call, name: str, places: dict[Place, Tally]
+    ) -> LayerActivity:
+        tally = sum(list(places.values())[1:], start=next(iter(places.values())))
+        bound, units = layer.bound, call.units
+        assert bound is not None  # it was called
+        samples, read = tally.number(Row.FIRED), tally.number(Row.SATURATED)
+        fired, nan, inf = (tally.units(which) for which in (Row.FIRED, Row.NAN, Row.INFINITE))
+        alive = fired if dies_where_negative(bound) else tally.units(Row.ALIVE)
+        activity = tally.activity / (read - tally.units(Row.LEFT_OUT))
+        finite = (nan == 0) & (inf == 0)
+        mean = activity[activity.isfinite()].mean()
+        gone = (alive == 0) & finite if dead(bound) else None
+        newly_dead = revived = always_dead = None
+        if gone is not None and call in self._dead:
+            before = self._dead[call]
+            newly_dead, revived, always_dead = (
+                gone & ~before,
+                before & ~gone & finite,
+                gone & self._always[call],
+            )
+        # Of samples that weren't checked, as many are taken to be NaN as of the others.
+        numbers = samples * units - int(nan.sum()) * samples / tally.number(Row.NAN)
+        return LayerActivity(
+            layer=name,
+            activation=name_of(bound.row),
+            axis=_axis(list(places)),
+            calls=tally.number(Row.ALIVE),
+            samples=samples,
+            activity_samples=read,
+            finite_samples=tally.number(Row.NAN),
+            fired=fired,
+            nan=nan,
+            inf=inf,
+            activity=activity,
+            dead=gone,
+            dormant=activity <= self.tau * mean,
+            negative=max(0.0, 1 - int(fired.sum()) / numbers) if numbers else torch.nan,
+            saturated=int(tally.units(Row.SATURATED).sum()) / (read * units) if saturated(bound) else None,
+            newly_dead=newly_dead,
+            revived=revived,
+            always_dead=always_dead,
+            p=layer.p,
+        )
+
+
+def _called(calls: dict[_Call, dict[Place, Tally]]) -> list[_Call]:
+    """Those that were made in this window."""
+    return [call for call, places in calls.items() if any(t.number(Row.FIRED) for t in places.values())]
+
+
+def _name(call: _Call, calls: dict[_Call, dict[Place, Tally]]) -> str:
+    """The layer's, and what tells the call from others of the layer."""
+    mine = [other for other in calls if other.layer == call.layer]
+    name = call.layer
+    if any(other.call > 1 for other in mine):
+        name += f"[{call.call}]"
+    if sum(other.call == call.call for other in mine) > 1:
+        name += f" ({call.units} units)"
+    return name
+
+
+def _varying(calls: dict[_Call, dict[Place, Tally]]) -> dict[str, tuple[int, int]]:
+    """Of layers that ran a varying number of times in a forward, the least and the most."""
+    ran: dict[str, dict[int, int]] = {}
+    for call in _called(calls):
+        mine = ran.setdefault(call.layer, {})
+        mine[call.call] = mine.get(call.call, 0) + sum(t.number(Row.ALIVE) for t in calls[call].values())
+    return {
+        layer: (sum(number == max(mine.values()) for number in mine.values()), max(mine))
+        for layer, mine in ran.items()
+        if len(set(mine.values())) > 1
+    }
+
+
+def _axis(places: list[Place]) -> int:
+    """From the front, or from the end where inputs differ in their number of dimensions."""
+    axes = {place.axis for place in places}
+    return axes.pop() if len(axes) == 1 else places[-1].axis - max(places[-1].dims, 1)

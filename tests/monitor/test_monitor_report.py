@@ -1,0 +1,198 @@
+"""The report: table, lookup, advice, plot."""
+
+import json
+import math
+import re
+import sys
+
+import pytest
+import torch
+from cases import ACTIVATIONS, MODULES, ROOT
+from torch import nn
+from watching import net, only
+
+import fusedact
+from fusedact import ActivityMonitor, FusedELUDropout, FusedReLUDropout
+from fusedact.monitor import advice
+from fusedact.monitor.counting import WHOLE
+
+
+def test_as_dict_is_plain():
+    model = nn.Sequential(*(MODULES[a.name]() for a in ACTIVATIONS))
+    with ActivityMonitor(model) as monitor:
+        model(torch.randn(9, 4))
+    figures = monitor.report().as_dict()
+    assert json.loads(json.dumps(figures)) == figures
+    names = {"units", "samples", "dead", "dormant", "saturated", "negative", "mean_activity", "dead_units"}
+    names |= {"axis", "nan", "inf", "nan_units", "inf_units", "calls"}
+    assert all(names <= set(row) for row in figures.values())
+    assert all(row["samples"] == 9 and row["units"] == 4 for row in figures.values())
+
+
+TABLE = """\
+Window 1; |h|, dormant and saturated are of the samples read; dormant: at most 0.025 of the layer's mean |h|
+layer  activation  axis  units  samples       dead  negative  trend   read  mean |h|    dormant  saturated
+1      ReLU           1      4    32769  1 (25.0%)     25.0%      -  16913       1.5  1 (25.0%)          -
+2      ELU            1      4    32769          -     25.0%      -  16913       1.5  1 (25.0%)       0.0%"""
+
+
+def test_table():
+    model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.ELU())
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].bias.copy_(torch.tensor([1.0, 2.0, 3.0, -5.0]))
+    with ActivityMonitor(model) as monitor:
+        model(torch.zeros(WHOLE // 4, 2))
+        model(torch.zeros(WHOLE // 4 + 1, 2))
+    assert str(monitor.report()) == TABLE
+
+
+def advised(module, *windows):
+    """The last window's advice for inputs of 200 samples (or as given) per window."""
+    monitor = ActivityMonitor(module)
+    for values in windows[:-1]:
+        module(torch.tensor(values).expand(200, -1))
+        monitor.end_window()
+    module(torch.tensor(windows[-1]).expand(200, -1))
+    monitor.close()
+    return " ".join(monitor.report().advice())
+
+
+def test_advice_needs_its_cause():
+    alive, dead = [1.0] * 10, [-1.0] + [1.0] * 9
+    assert advised(nn.ReLU(), alive) == ""
+    assert advised(nn.ReLU(), alive, alive) == ""
+    text = advised(nn.ReLU(), dead)
+    assert "1 of 10 units (10.0%) never fired in 200 samples. Nets with LeakyReLU or ELU had fewer" in text
+    assert "learning rate" not in text
+    assert "lower p" not in text
+    died = "1 units died since the last window and 0 revived. With Adam, a lower learning rate"
+    assert died in advised(nn.ReLU(), alive, dead)
+    assert "learning rate" not in advised(nn.ReLU(), dead, dead[::-1])  # one died, another revived
+    assert "learning rate" not in advised(nn.ReLU(), dead, dead)
+    assert "at p = 0.8. A lower p left fewer dead units" in advised(FusedReLUDropout(0.8), dead)
+    assert "lower p" not in advised(FusedReLUDropout(0.2), dead)
+    assert "LeakyReLU" in advised(FusedReLUDropout(0.8), [-1.0] * 3)
+    assert "lower p" not in advised(FusedReLUDropout(0.8), [-1.0] * 3)  # nothing passes the layer
+
+
+def test_advice_is_of_what_the_study_compares():
+    dead = [-1.0] + [1.0] * 9
+    for module in (nn.LeakyReLU(), nn.LeakyReLU(0.0), nn.ELU(0.0)):
+        assert advised(module, dead) == ""
+    assert advised(nn.ELU(), [-4.0, 1.0]) == ""
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_advice_from_units_that_are_not_finite(value):
+    assert advised(nn.ReLU(), [1.0, value], [1.0, value]) == ""
+    assert advised(nn.ReLU(), [1.0, 1.0, 1.0], [1.0, value, value]) == ""
+    assert advised(nn.ReLU(), [1.0, -1.0], [1.0, value]) == ""
+
+
+def test_advice_from_few_samples_is_to_take_more():
+    module = nn.ReLU()
+    with ActivityMonitor(module) as monitor:
+        module(-torch.ones(20, 3))
+    (line,) = monitor.report().advice()
+    assert line.startswith(
+        "(the model): 3 units silent in 20 samples, too few to tell. Take a longer window;"
+    )
+
+
+def test_advice_names_sections_of_the_study_that_found_it():
+    """The committed results say so: of the section's comparisons, by the figure's direction."""
+    page = (ROOT / "docs" / "dead-neurons.md").read_text()
+    anchors = {
+        re.sub(r"[^\w -]", "", head).strip().lower().replace(" ", "-"): head for head in HEADS.findall(page)
+    }
+    everything = " ".join(
+        [
+            advised(FusedReLUDropout(0.8), [1.0] * 10, [-1.0] + [1.0] * 9),
+            *short_window().advice(),
+        ]
+    )
+    named = set(re.findall(r"docs/dead-neurons\.md#([\w-]+)", everything))
+    assert named == {advice.LEAKY, advice.ELU, advice.LEARNING_RATE, advice.LOWER_P, advice.MEASURED}
+    for line in (*short_window().advice(), *everything.split(". ")):
+        assert line
+    path = ROOT / "benchmarks" / "results" / "dead-neurons" / "dead_neurons.json"
+    findings = json.loads(path.read_text())["findings"]
+    for anchor in named - {advice.MEASURED}:
+        mine = [
+            f for f in findings if f["question"] == anchors[anchor] and f["figure"] == "dead" and not f["arm"]
+        ]
+        assert mine
+        assert all(f["mean"] < 0 and f["adjusted"] < 0.05 for f in mine)
+    assert advice.MEASURED in anchors
+
+
+HEADS = re.compile(r"^## (.*)$", re.MULTILINE)
+
+
+def short_window():
+    with ActivityMonitor(nn.ReLU()) as monitor:
+        monitor._model(-torch.ones(20, 3))
+    return monitor.report()
+
+
+def test_layers_by_name():
+    model = net(nn.ReLU())
+    with ActivityMonitor(model) as monitor:
+        report = monitor.report()
+        with pytest.raises(KeyError, match="layer '1' was not called in window 1"):
+            report["1"]
+        model(torch.randn(5, 12))
+    report = monitor.report()
+    assert report["1"] is report.layers[0]
+    assert list(report) == list(report.layers)
+    assert len(report) == 1
+    with pytest.raises(KeyError, match="no layer is named '2'; this report has '1'"):
+        report["2"]
+
+
+def test_the_classes_are_exported():
+    with ActivityMonitor(nn.ReLU()) as monitor:
+        monitor._model(torch.ones(2, 3))
+    assert isinstance(monitor.report(), fusedact.ActivityReport)
+    assert isinstance(monitor.report()["(the model)"], fusedact.LayerActivity)
+
+
+@pytest.mark.parametrize("broken", [None, "raises"])
+def test_plot_without_matplotlib(broken, monkeypatch, tmp_path):
+    if broken:
+        (tmp_path / "matplotlib").mkdir()
+        (tmp_path / "matplotlib" / "__init__.py").write_text("raise RuntimeError('numpy is another')")
+        monkeypatch.syspath_prepend(tmp_path)
+        for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+            monkeypatch.delitem(sys.modules, name)
+    else:
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monitor = ActivityMonitor(nn.ReLU())
+    with pytest.raises(ImportError, match=r"plot\(\) needs matplotlib, .*: pip install matplotlib"):
+        monitor.plot()
+
+
+def test_plot(tmp_path):
+    pytest.importorskip("matplotlib")
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), FusedELUDropout())
+    with ActivityMonitor(model) as monitor:
+        monitor.plot()  # empty
+        for _ in range(3):
+            model(torch.randn(50, 4))
+            monitor.end_window()
+        model(torch.randn(50, 4))
+    figure = monitor.plot()
+    figure.savefig(tmp_path / "plot.png")
+    left, right = figure.axes
+    assert list(left.lines[0].get_xdata()) == [1, 2, 3, 4]
+    assert len(right.patches) == 2
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_plot_without_finite_activity(value):
+    pytest.importorskip("matplotlib")
+    with ActivityMonitor(model := net(nn.ReLU())) as monitor:
+        model[1](torch.full((5, 12), value))
+    monitor.plot()
+    assert not only(monitor.report()).dormant.any()

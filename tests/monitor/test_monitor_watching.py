@@ -1,0 +1,285 @@
+"""From when to when, by whom and of what a model is watched."""
+
+import contextlib
+import copy
+import threading
+import time
+
+import pytest
+import torch
+from cases import ACTIVATIONS
+from torch import nn
+from watching import check, check_counts, kinds, net, only
+
+from fusedact import ActivityMonitor, FusedReLUDropout, fuse
+from fusedact.monitor.tally import Tally
+from fusedact.observer import Observer
+
+
+def test_a_closed_monitor_counts_no_more():
+    model = net(nn.ReLU())
+    with contextlib.suppress(KeyError), ActivityMonitor(model) as monitor:
+        model(torch.randn(5, 12))
+        raise KeyError
+    model(torch.randn(5, 12))
+    assert only(monitor.report()).samples == 5
+    monitor.close()  # twice does no harm
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_two_monitors_of_a_fused_module():
+    model = net(FusedReLUDropout(0.5))
+    with ActivityMonitor(model) as outer:
+        model(torch.randn(5, 12))
+        with ActivityMonitor(model) as inner:
+            model(torch.randn(6, 12))
+        model(torch.randn(7, 12))
+    assert (only(outer.report()).samples, only(inner.report()).samples) == (18, 6)
+    assert model[1]._watchers == ()
+
+
+@pytest.mark.parametrize("replaced", ["in the class", "in the module"])
+def test_a_forward_of_the_users_own(replaced):
+    class Doubled(FusedReLUDropout):
+        def forward(self, input):
+            return 2 * super().forward(input)
+
+    module = Doubled(0.5) if replaced == "in the class" else FusedReLUDropout(0.5)
+    if replaced == "in the module":
+        module.forward = torch.relu
+    x = torch.randn(50, 12)
+    with ActivityMonitor(module) as monitor:
+        module(x)
+    check(only(monitor.report()), ACTIVATIONS[0], x, tolerance=1e-6)
+
+
+def test_a_watched_model_can_be_copied_and_saved(tmp_path):
+    model = net(FusedReLUDropout(0.5))
+    with ActivityMonitor(model) as monitor:
+        model(torch.randn(5, 12))
+        copied = copy.deepcopy(model)
+        torch.save(model, tmp_path / "model.pt")
+        loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+        for other in (copied, loaded):
+            other(torch.randn(9, 12))
+    assert only(monitor.report()).samples == 5
+    assert copied[1]._watchers == loaded[1]._watchers == ()
+
+
+def test_a_closed_monitor_keeps_its_counts():
+    """A CUDA graph that was captured under it goes on with the tensors that it knows."""
+    model = net(nn.ReLU())
+    monitor = ActivityMonitor(model)
+    model(torch.randn(5, 12))
+    (tally,) = monitor._layers[0].tallies().values()
+    monitor.close()
+    tally.counts.add_(1)
+    assert only(monitor.report()).samples == 5
+
+
+def test_threads_share_a_model(monkeypatch):
+    module, x = nn.ReLU(), torch.ones(10, 6)
+    zeros = Tally.zeros
+
+    def slowly(units, device):
+        time.sleep(0.1)
+        return zeros(units, device)
+
+    with ActivityMonitor(module) as monitor, monkeypatch.context() as patch:
+        patch.setattr(Tally, "zeros", slowly)
+        threads = [threading.Thread(target=module, args=(x,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert only(monitor.report()).samples == 40
+
+
+def test_modes():
+    for mode, samples in [("all", 12), ("train", 5), ("eval", 7)]:
+        model = net(FusedReLUDropout())
+        with ActivityMonitor(model, mode=mode) as monitor:
+            model.train()(torch.randn(5, 12))
+            with torch.no_grad():
+                model.eval()(torch.randn(7, 12))
+        assert only(monitor.report()).samples == samples
+
+
+def test_after_fuse():
+    model = fuse(nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Dropout(0.5)))
+    with ActivityMonitor(model) as monitor:
+        model(torch.randn(5, 12))
+    assert only(monitor.report()).samples == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"model": nn.ReLU}, TypeError, "model has to be a torch.nn.Module, but got type"),
+        (
+            {"model": nn.Linear(2, 2)},
+            ValueError,
+            "this Linear has none. Functions are watched where.*fusedact.fuse",
+        ),
+        ({"stride": 0}, ValueError, "stride has to be an int of at least 1, but got stride=0"),
+        ({"stride": 2.0}, TypeError, "stride has to be an int, but got stride=2.0"),
+        ({"stride": True}, TypeError, "stride has to be an int, but got stride=True"),
+        ({"tau": -1}, ValueError, "tau has to be at least 0, but got tau=-1"),
+        ({"tau": "1"}, ValueError, "tau has to be a finite number, but got tau='1'"),
+        ({"mode": "test"}, ValueError, "mode has to be one of 'all', 'train', 'eval', but got mode='test'"),
+        ({"units": {"2": 1}}, ValueError, r"units has to name watched layers \('1'\), but got '2'"),
+        ({"units": 1.5}, TypeError, "units has to be an int or a mapping to ints, but got 1.5"),
+        ({"units": {"1": None}}, TypeError, "units has to be an int or a mapping to ints, but got None"),
+    ],
+)
+def test_errors(arguments, error, match):
+    with pytest.raises(error, match=match):
+        ActivityMonitor(**{"model": net(nn.ReLU()), **arguments})
+
+
+def test_what_cannot_be_counted():
+    model = net(nn.ReLU())
+    with ActivityMonitor(model):
+        with pytest.raises(RuntimeError, match=r"can't count inside a torch.func transform \(layer '1'\)"):
+            torch.func.vmap(model)(torch.randn(5, 12))
+        nested = torch.nested.nested_tensor([torch.randn(2, 12), torch.randn(3, 12)], layout=torch.jagged)
+        with pytest.raises(TypeError, match="counts plain tensors, but layer '1' got a nested tensor"):
+            model(nested)
+        with pytest.raises(
+            RuntimeError, match=r"can't count in torch.jit.trace \(layer '1'\): close it first"
+        ):
+            torch.jit.trace(model, torch.randn(5, 12))
+        with pytest.raises(
+            TypeError, match=r"counts dense tensors, but layer '1' got one of layout torch\.sparse_coo"
+        ):
+            model[1](torch.randn(5, 12).to_sparse())
+        with pytest.raises(TypeError, match=r"counts dense tensors, .* got one of no values \(device meta\)"):
+            model[1](torch.randn(5, 12, device="meta"))
+
+
+@kinds
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_export_has_no_monitor(make, strict):
+    model = net(make(ACTIVATIONS[0])).eval()
+    with ActivityMonitor(model) as monitor:
+        with pytest.raises(Exception, match=r"in an export .*: close it first"):
+            torch.export.export(model, (torch.randn(5, 12),), strict=strict)
+        model(torch.randn(5, 12))
+    assert only(monitor.report()).samples == 5
+
+
+@kinds
+@pytest.mark.parametrize("units", [16, 4096])
+def test_no_synchronisation(make, units, cuda):
+    model = net(make(ACTIVATIONS[0]), units).to(cuda)
+    x = torch.randn(30, 12, device=cuda)
+    with ActivityMonitor(model) as monitor:
+        model(x)  # what Triton compiles, it may wait for
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            model(x).sum().backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert only(monitor.report()).samples == 60
+
+
+@kinds
+@pytest.mark.parametrize("units", [16, 4096])
+def test_cuda_graph(make, units, cuda):
+    model = net(make(ACTIVATIONS[0]), units).to(cuda)
+    x = torch.randn(30, 12, device=cuda)
+    with ActivityMonitor(model) as monitor, torch.no_grad():
+        model(x)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            model(x)
+        monitor.end_window()
+        for _ in range(3):
+            graph.replay()
+    check_counts(only(monitor.report()), ACTIVATIONS[0], model[0](x).repeat(3, 1), -1)
+
+
+def test_a_second_with_goes_on():
+    model = net(nn.ReLU())
+    monitor = ActivityMonitor(model)
+    for n in (5, 6):
+        with monitor:
+            model(torch.randn(n, 12))
+        model(torch.randn(99, 12))
+    assert only(monitor.report()).samples == 11
+    with monitor:
+        monitor.end_window()
+        model(torch.randn(7, 12))
+    assert only(monitor.report()).samples == 7
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_what_ran_on_after_the_close_does_not_count_in_a_second_with():
+    """As a CUDA graph does, which knows the tensors."""
+    model = net(nn.ReLU())
+    with ActivityMonitor(model) as monitor:
+        model(torch.randn(5, 12))
+        tally = next(iter(monitor._layers[0].tallies().values()))
+    tally.counts.add_(1)
+    with monitor:
+        pass
+    assert only(monitor.report()).samples == 5
+
+
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy])
+@pytest.mark.parametrize("middle", [nn.ReLU(), FusedReLUDropout(0.5)], ids=["plain", "fused"])
+def test_copies_do_not_count(make, middle):
+    model = net(middle)
+    with ActivityMonitor(model) as monitor:
+        model(torch.randn(5, 12))
+        other = make(model)
+        other[1] = make(model[1])
+        other(torch.randn(9, 12))
+    assert only(monitor.report()).samples == 5
+
+
+def test_copies_hold_nothing_of_the_monitor():
+    model = net(nn.ReLU())
+    with ActivityMonitor(model):
+        other = copy.deepcopy(model)
+    hooks = [
+        hook for m in other.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
+    ]
+    assert hooks
+    assert all(type(hook) is Observer and hook.look is hook.watcher is None for hook in hooks)
+
+
+def test_threads_each_have_an_order_of_their_own():
+    """One runs a layer while the other is between it and its activation."""
+    barrier = threading.Barrier(2, timeout=20)
+
+    class Slow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.linear, self.relu = nn.Conv1d(3, 10, 1), nn.Linear(5, 8), nn.ReLU()
+
+        def forward(self, x, first):
+            x = self.conv(x) if first else self.linear(x)
+            barrier.wait()
+            return self.relu(x)
+
+    model = Slow()
+    with ActivityMonitor(model) as monitor:
+        threads = [
+            threading.Thread(target=model, args=(torch.randn(7, 3, 5), first)) for first in (True, False)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    found = {layer.layer: (layer.units, layer.axis, layer.samples) for layer in monitor.report()}
+    assert found == {"relu (8 units)": (8, 2, 21), "relu (10 units)": (10, 1, 35)}
+
+
+def test_an_error_inside_the_block():
+    model = net(nn.ReLU())
+    with contextlib.suppress(RuntimeError), ActivityMonitor(model) as monitor:
+        model(torch.randn(5, 12))
+        model(torch.randn(5, 13))
+    model(torch.randn(5, 12))
+    assert only(monitor.report()).samples == 5
