@@ -262,6 +262,7 @@ def test_a_watched_pair_stays_fused(kernels, monkeypatch, takes):
     assert torch.equal(watchers[0].seen[0], inputs[0])
     assert torch.equal(watchers[2].seen[0], inputs[1])
     assert [len(watcher.seen) for watcher in watchers] == [1, 1, 1]
+    assert [watcher.row for watcher in watchers] == ["relu", "leaky_relu", "elu"]
     new.eval()(X)
     assert [len(watcher.seen) for watcher in watchers] == [2, 2, 2]
     # Copies aren't watched; nor is the model when it ends, nor is anything left of the watchers.
