@@ -14,10 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-<<<<<<< HEAD
 from benchmarks.outputs import OutputError, new_figure
-=======
->>>>>>> bench
 from benchmarks.suite import SMALL
 from benchmarks.timings import (
     Figure,
@@ -35,14 +32,9 @@ from benchmarks.timings import (
 
 RESULTS = Path(__file__).parent / "results"
 NOT_MEASURED = (
-<<<<<<< HEAD
     "On a GPU: not measured yet, and no kernel has run on one. That masks equal `nn.Dropout`'s is confirmed\n"
     "against PyTorch's own GPU code, executed on a CPU\n"
     "([what that shows](docs/randomness.md#what-confirms-the-masks-and-what-doesnt))."
-=======
-    'On a GPU: not measured yet. The masks of `rng="eager"` are confirmed against PyTorch\'s own GPU code,\n'
-    "executed on a CPU. No kernel has run on a GPU."
->>>>>>> bench
 )
 
 # Tables ------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ COUNTED = [
 @pytest.mark.parametrize("density", [0.5, 1.0])
 def test_bits_are_counted(lanes, case, density, device, monkeypatch):
     from fusedact.kernels import monitor
-    from fusedact.kernels.dropout import COLUMNS, TILE
+    from fusedact.kernels.tiles import COLUMNS, TILE
 
     units, inner, outer = case
     if lanes < 8 and outer * units * inner > 500_000:
