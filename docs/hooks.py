@@ -55,9 +55,7 @@ def entries(room: str) -> list[str]:
     return [
         f"{room}.{name}"
         for name, value in vars(module).items()
-        if name in public
-        and getattr(value, "__name__", None) == name
-        and value.__module__.startswith(room)
+        if name in public and getattr(value, "__name__", None) == name and value.__module__.startswith(room)
     ]
 
 

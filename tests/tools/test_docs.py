@@ -5,8 +5,12 @@ import doctest
 import importlib.util
 import inspect
 import json
+import os
 import re
 import runpy
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -64,6 +68,18 @@ def test_docstrings_examples_run(example):
     names = {**vars(nn), **vars(fusedact), "nn": nn, "torch": torch}
     names["train"] = lambda net: net(torch.randn(8, 784)).sum().backward()
     exec("".join(line.source for line in example.examples), names)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the command is for a machine without a GPU")
+def test_the_check_of_ones_own_activation_runs(tmp_path):
+    pytest.importorskip("triton", reason="the kernels run in its interpreter")
+    page = PAGES["own-activation.md"]
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (command,) = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "star_relu.py").write_text(block)
+    command = command.replace("python -c", f"{shlex.quote(sys.executable)} -c")
+    path = {"PYTHONPATH": str(ROOT / "src")}
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path, env={**os.environ, **path})
 
 
 def test_readmes_links_lead_somewhere():
