@@ -2,13 +2,15 @@
 
 - In a page, `<!--entries fusedact.nn-->` becomes an entry for each public name that is defined there, and
   `<!--activations-->` the table of all activations.
-- A link such as `../LICENSE` leads to the same file on the site as in the repository. Of a folder only the
-  name remains.
+- A link such as `../LICENSE` leads to the same file on the site as in the repository. Of a folder, and of
+  a page that the site doesn't have, only the name remains.
 """
 
+import enum
 import importlib
 import inspect
 import re
+import types
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ KEPT = {
 def on_page_markdown(markdown: str, *, config: Any, files: Files, **_: Any) -> str:
     def link(match: "re.Match[str]") -> str:
         text, uri = match.groups()
-        if (ROOT / uri).is_dir():
+        if (ROOT / uri).is_dir() or uri.endswith(".md"):
             return f"{text} (`{uri}`)"
         if (ROOT / uri).is_file() and files.get_file_from_path(uri) is None:
             files.append(File.generated(config, uri, abs_src_path=str(ROOT / uri)))
@@ -41,14 +43,29 @@ def on_page_markdown(markdown: str, *, config: Any, files: Files, **_: Any) -> s
 def written(markdown: str) -> str:
     """The page with its placeholders filled."""
     markdown = markdown.replace("<!--activations-->", activations())
-    return re.sub(
-        r"<!--entries ([\w.]+)-->",
-        lambda match: "\n".join(f"::: {path}" for path in entries(match[1])),
-        markdown,
-    )
+    return re.sub(r"<!--entries ([\w.]+)-->", lambda match: "\n".join(map(entry, paths(match[1]))), markdown)
 
 
-def entries(room: str) -> list[str]:
+def entry(path: str) -> str:
+    """A class's entry names its methods: inspected attributes would bring the texts of their types."""
+    module, _, name = path.rpartition(".")
+    value = getattr(importlib.import_module(module), name)
+    if not isinstance(value, type):
+        return f"::: {path}"
+    methods = [
+        name
+        for name, member in vars(value).items()
+        if isinstance(member, types.FunctionType | property)
+        and not name.startswith("_")
+        and name not in getattr(value, "__dataclass_fields__", ())
+    ]
+    lines = [f"::: {path}", "    options:", f"      members: {methods or 'false'}"]
+    if issubclass(value, enum.Enum):
+        lines += ["", *(f"- `{member}`: {member.value}" for member in value), ""]
+    return "\n".join(lines)
+
+
+def paths(room: str) -> list[str]:
     """The paths of a module's public names, in the order of its source. An alias has no entry."""
     module = importlib.import_module(room)
     public = {*fusedact.__all__, *getattr(module, "__all__", ()), *map(function_name, own_rows())}

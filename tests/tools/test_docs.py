@@ -38,6 +38,23 @@ EXAMPLES = [
 ]
 
 
+def _sentences(page: str):
+    """Of paragraphs and list items; code, tables and headings aside. A colon ends one too."""
+    page = re.sub(r"```.*?```|<!--.*?-->|^[|#{!].*?$", "", page, flags=re.DOTALL | re.MULTILINE)
+    for paragraph in re.split(r"\n\s*\n|\n\s*(?:-|\d\.) ", re.sub(r"\]\([^)]*\)", "]", page)):
+        yield from re.split(r"(?<=[.!?:])\s+(?=[A-Z`*\[])", " ".join(paragraph.split()))
+
+
+def test_sentences_are_short():
+    """25 words at most. The study's page is its script's."""
+    pages = {name: text for name, text in PAGES.items() if name != "dead-neurons.md"}
+    for name in ("CONTRIBUTING.md", "CHANGELOG.md"):
+        pages[name] = (ROOT / name).read_text()
+    found = [(name, sentence) for name, text in pages.items() for sentence in _sentences(text)]
+    assert len(found) > 200
+    assert [each for each in found if len(each[1].split()) > 25] == []
+
+
 def test_there_are_blocks():
     """In the README and in pages; and no fence that the pattern wouldn't find."""
     assert len({block.id.rpartition("-")[0] for block in BLOCKS}) >= 4
@@ -137,7 +154,7 @@ def test_the_readme_has_every_module():
         assert found == [modules[row] for row in own_rows() if KEPT[row.saves.name] == kept]
 
 
-# Calls in backticks, such as `fuse(model, inplace=True)`; `code(...)` with an ellipsis says nothing of arguments.
+# Calls in backticks, as `fuse(model, inplace=True)`. One with an ellipsis says nothing of arguments.
 CALLS = [
     pytest.param(call, id=f"{name}: {call}")
     for name, text in PAGES.items()
@@ -199,7 +216,7 @@ def test_modules_in_names_exist():
 
 
 def test_paths_in_sentences_exist():
-    """`tests/engine/test_cuda.py`, `benchmarks/mnist.py`, `docs/api.md`; and what CONTRIBUTING calls rooms."""
+    """Such as `tests/engine/test_cuda.py`, and the rooms of CONTRIBUTING."""
     pages = {**PAGES, "CONTRIBUTING.md": (ROOT / "CONTRIBUTING.md").read_text()}
     for name, text in pages.items():
         for path in re.findall(r"`((?:src|tests|benchmarks|docs)/[\w./-]*)`", text):
