@@ -35,7 +35,7 @@ RESULTS = Path(__file__).parent / "results"
 NOT_MEASURED = (
     "On a GPU: not measured yet, and no kernel has run on one. That masks equal `nn.Dropout`'s is confirmed\n"
     "against PyTorch's own GPU code, executed on a CPU\n"
-    "([what that shows](docs/randomness.md#what-confirms-the-masks-and-what-doesnt))."
+    "([the evidence](docs/randomness.md#evidence-for-the-masks))."
 )
 
 # Tables ------------------------------------------------------------------------------------------------
