@@ -11,6 +11,7 @@ in eval, forward and backward.
 
 import argparse
 import contextlib
+import functools
 import inspect
 import json
 import signal
@@ -70,7 +71,7 @@ class Pairs(TorchFunctionMode):
             if training and p > 0 and id(x) in self._made:
                 self.found[self._made[id(x)][1]] += 1
         elif isinstance(function, recognise._CALLABLES) and function in recognise.FUNCTIONS:
-            name = recognise.FUNCTIONS[function].row
+            name = recognise.FUNCTIONS[function].row.name
         result = function(*args, **kwargs)
         if name:
             self.made(result, name)
@@ -80,7 +81,7 @@ class Pairs(TorchFunctionMode):
         """A hook on all modules, for activations that are written in several operations."""
         known = recognise.known_module(type(module))
         if known is not None:
-            self.made(output, known.row)
+            self.made(output, known.row.name)
 
 
 def _bound(function: Any, args: Any, kwargs: Any) -> tuple[Any, float, bool]:
@@ -136,7 +137,7 @@ def torchvision_models() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
         weights = {"weights": None, "weights_backbone": None}
         builder = models.get_model_builder(name)
         given = {k: v for k, v in weights.items() if k in inspect.signature(builder).parameters}
-        yield name, lambda builder=builder, given=given: builder(**given)
+        yield name, functools.partial(builder, **given)
 
 
 def transformers_models(sizes: dict[str, int]) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
@@ -189,8 +190,8 @@ def inputs(model: nn.Module, name: str) -> Iterator[dict[str, Any]]:
     height, width = size if isinstance(size, list | tuple) else (size, size)
     channels = getattr(config, "num_channels", 3)
     pixels = torch.zeros(2, channels if isinstance(channels, int) else 3, height, width)
-    bins = getattr(config, "num_mel_bins", None) or getattr(config, "input_feat_per_channel", 80)
-    frames = 2 * getattr(config, "max_source_positions", 750)
+    bins: Any = getattr(config, "num_mel_bins", None) or getattr(config, "input_feat_per_channel", 80)
+    frames: Any = 2 * getattr(config, "max_source_positions", 750)
     texts = {"input_ids": ids, "decoder_input_ids": ids, "bbox": torch.zeros(2, 8, 4, dtype=torch.long)}
     known = inspect.signature(model.forward).parameters
     pick = lambda options: {k: v for k, v in options.items() if k in known}  # noqa: E731
@@ -385,7 +386,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for model, (_, tiny) in zip(transformers_models(SMALL), transformers_models(TINY), strict=True)
         ),
     }
-    rows, bits = [], []
+    rows: list[Any] = []
+    bits: list[Any] = []
     for library, models in libraries.items():
         if options.only in (None, library) and not options.bits:
             for name, build, tiny in models():

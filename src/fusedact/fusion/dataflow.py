@@ -232,7 +232,7 @@ def argument(call: ast.Call) -> ast.expr | None:
     if call.args:
         return None if isinstance(call.args[0], ast.Starred) else call.args[0]
     if is_method(call):
-        return call.func.value  # type: ignore[attr-defined]
+        return call.func.value  # type: ignore[attr-defined, no-any-return]
     return next((keyword.value for keyword in call.keywords if keyword.arg == "input"), None)
 
 

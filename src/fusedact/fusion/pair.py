@@ -82,7 +82,7 @@ class Calls:
             held = held.run()
             args, kwargs = ((held, *args[1:]), kwargs) if args else (args, {**kwargs, "input": held})
         found: Activated | float | None = recognise.activation(callee, args, kwargs)
-        if found is not None:
+        if type(found) is Activated:
             inplace = found.inplace
         else:
             alone = _alone(callee, args, kwargs) if self.lone_dropout else None
@@ -120,12 +120,14 @@ class Calls:
     ) -> Tensor | None:
         """One kernel's result for both calls; None if they have to run as they were written."""
         found = held.found
+        p: float | None
         if type(found) is Activated:
             activated, p = found, recognise.dropout(callee, args, kwargs)
         else:
-            activated, p = recognise.activation(callee, args, kwargs), found
-            if activated is None or not recognise.commutes(activated.row):
+            second = recognise.activation(callee, args, kwargs)
+            if second is None or not recognise.commutes(second.row):
                 return None
+            activated, p = second, found
         watchers = self._watching(key, callee, activated) if self.watchers else ()
         x = held.args[0] if held.args else held.kwargs["input"]
         if p is not None and 0.0 < p < 1.0 and recognise.takes(x, activated):

@@ -251,7 +251,7 @@ def dropout(callee: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> fl
         ):
             return None
     else:
-        names = _DROPOUTS.get(callee) if isinstance(callee, _CALLABLES) else None
+        names = _DROPOUTS.get(callee) if isinstance(callee, _CALLABLES) else None  # type: ignore[call-overload]
         if names is None or len(args) > len(names) + 1:
             return None
         values: dict[str, Any] = {"p": 0.5, "train": True, "training": True, "inplace": False}
@@ -317,8 +317,7 @@ def half(callee: Any) -> Half | None:
         return Half(f"{name}(p={callee.p})", True, None, inplace, False, problem or _touched(callee), callee)
     if known is None:
         base = next((base for base in cls.__mro__ if known_module(base) or base in _OTHERS), None)
-        problem = base and _no_kernel(cls, base)
-        return Half(name, False, None, inplace, False, problem, callee) if problem else None
+        return base and Half(name, False, None, inplace, False, _no_kernel(cls, base), callee)
     arguments = ", ".join(
         f"{parameter}={own[parameter]}" for parameter in known.row.names if parameter in own
     )
