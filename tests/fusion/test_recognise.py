@@ -1,4 +1,4 @@
-"""Which calls are activations and dropouts: PyTorch's spellings, and Hugging Face's classes by what they compute."""
+"""Which calls are activations and dropouts: of PyTorch's, and of Hugging Face's by what they compute."""
 
 import math
 
@@ -35,7 +35,7 @@ def rows(monkeypatch):
 
 def arguments(name):
     names = recognise._PYTORCH[name][1]
-    return {each: VALUES.get(each, 0.4) + (name == "threshold" and each == "value") for each in names}
+    return {each: VALUES.get(each, 0.4) for each in names}
 
 
 @pytest.mark.parametrize("name", recognise._PYTORCH)
@@ -63,7 +63,15 @@ def test_modules_and_functions(rows, name):
 
 
 def test_other_spellings(rows):
-    for function in (torch.relu, torch.relu_, F.relu_, torch.Tensor.relu, torch.Tensor.relu_, "relu", "relu_"):
+    for function in (
+        torch.relu,
+        torch.relu_,
+        F.relu_,
+        torch.Tensor.relu,
+        torch.Tensor.relu_,
+        "relu",
+        "relu_",
+    ):
         found = recognise.activation(function, (X,), {})
         assert found.row.name == "relu"
         assert found.inplace == (getattr(function, "__name__", function)[-1] == "_")
@@ -99,7 +107,8 @@ def test_dropouts(call, p):
 
 def test_hugging_face(rows):
     """Each class computes what its row's name says; the others of that file aren't taken for anything."""
-    activations = pytest.importorskip("transformers.activations", reason="needs transformers: the extra `test`")
+    path = "transformers.activations"
+    activations = pytest.importorskip(path, reason="needs transformers: the extra `test`")
     truth = {
         "gelu": F.gelu,
         "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),

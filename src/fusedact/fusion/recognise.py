@@ -78,7 +78,10 @@ _FRESH = (
     nn.GroupNorm,
     nn.RMSNorm,
 )
-_DROPOUTS = {F.dropout: ("p", "training", "inplace"), torch.dropout: ("p", "train")}
+_DROPOUTS: dict[Any, tuple[str, ...]] = {
+    F.dropout: ("p", "training", "inplace"),
+    torch.dropout: ("p", "train"),
+}
 _OTHER_DROPOUTS = {
     getattr(F, name)
     for name in ("dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
@@ -285,7 +288,7 @@ def commutes(row: Activation) -> bool:
 def identity() -> Activated | None:
     """The activation that dropout alone is the dropout of; None without its row."""
     row = ROWS.get("identity")
-    return row and Activated(row, (), False, False)
+    return None if row is None else Activated(row, (), False, False)
 
 
 def _function(callee: Any) -> Known | None:
@@ -380,8 +383,9 @@ def half(callee: Any) -> Half | None:
         return Half(f"{name}(p={callee.p})", True, None, inplace, False, problem or _touched(callee), callee)
     if known is None:
         base = next((base for base in cls.__mro__ if known_module(base) or base in _OTHERS), None)
-        problem = base and _no_kernel(cls, base)
-        return Half(name, False, None, inplace, False, problem, callee) if problem else None
+        if base is None:
+            return None
+        return Half(name, False, None, inplace, False, _no_kernel(cls, base), callee)
     row = ROWS.get(row_name(known, own.get("approximate", "none")))
     problem = _touched(callee) if row else f"no fused kernel for {name}"
     arguments = ", ".join(f"{parameter}={own[parameter]}" for parameter in known.parameters)
@@ -420,7 +424,7 @@ def saves(row: Activation | None) -> str:
 
 
 def make_pair(first: Half, second: Half) -> bool:
-    """Two calls, one on the other's result, are an activation and its dropout, or the same function of both."""
+    """Two calls, one on the other's result, are an activation and its dropout, or the same function."""
     if first.dropout:
         return second.row is not None and commutes(second.row)
     return second.dropout and not first.identity
