@@ -3,9 +3,9 @@
     python -m benchmarks.zoo [--only torchvision|transformers] [--match TEXT] [--json FILE] [--bits N]
 
 Every model is built on the meta device (Hugging Face's with few layers, no dropout at p = 0) and called
-twice in training mode, as it is and fused, with the kernels' place taken by the eager composition. Those that need
-values run on the CPU, made small. Counted are the dropouts of the very tensor that an activation returned,
-and how many of them ran fused. Models whose inputs nobody here knows count by their report alone.
+twice in training mode, as it is and fused, where the eager composition takes the kernels' place. Models that
+need values run on the CPU, made small. Counted are the dropouts of the very tensor that an activation
+returned, and how many of them ran fused. Models whose inputs nobody here knows count by their report alone.
 
 With `--bits N`, N small models run on the CPU: same seed, same bits in training and in eval, forward and
 backward.
@@ -67,11 +67,11 @@ class Pairs(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = ""
-        if function in recognise._DROPOUTS:
+        if function in recognise.DROPOUTS:
             x, p, training = _bound(function, args, kwargs)
             if training and p > 0 and id(x) in self._made:
                 self.found[self._made[id(x)][1]] += 1
-        elif isinstance(function, recognise._CALLABLES) and function in recognise.FUNCTIONS:
+        elif isinstance(function, recognise.CALLABLES) and function in recognise.FUNCTIONS:
             name = recognise.FUNCTIONS[function].row
         result = function(*args, **kwargs)
         if name:
@@ -187,11 +187,11 @@ def inputs(model: nn.Module, name: str) -> Iterator[dict[str, Any]]:
     ids = torch.ones(2, 8, dtype=torch.long)
     size: Any = getattr(config, "image_size", None)
     size = size or getattr(getattr(config, "vision_config", None), "image_size", None) or 224
-    height, width = size if isinstance(size, list | tuple) else (size, size)
+    height, width = (int(n) for n in (size if isinstance(size, list | tuple) else (size, size)))
     channels = getattr(config, "num_channels", 3)
-    pixels = torch.zeros(2, channels if isinstance(channels, int) else 3, height or 224, width or 224)
-    bins = getattr(config, "num_mel_bins", None) or getattr(config, "input_feat_per_channel", 80)
-    frames = 2 * getattr(config, "max_source_positions", 750)
+    pixels = torch.zeros(2, channels if isinstance(channels, int) else 3, height, width)
+    bins: Any = getattr(config, "num_mel_bins", None) or getattr(config, "input_feat_per_channel", 80)
+    frames: Any = 2 * getattr(config, "max_source_positions", 750)
     texts = {"input_ids": ids, "decoder_input_ids": ids, "bbox": torch.zeros(2, 8, 4, dtype=torch.long)}
     known = inspect.signature(model.forward).parameters
     pick = lambda options: {k: v for k, v in options.items() if k in known}  # noqa: E731
@@ -265,7 +265,7 @@ def sweep(
 
 
 def run_both(model: nn.Module, fused: nn.Module, name: str, errors: list[str]) -> dict[str, Any] | None:
-    """What was found while `model` ran, and what ran fused in `fused`; None if no guess of inputs is right."""
+    """What was found while `model` ran, and what ran fused in `fused`; None if no guess is right."""
     for arguments in inputs(model, name):
         pairs = Pairs()
         hook = nn.modules.module.register_module_forward_hook(pairs.module_called)

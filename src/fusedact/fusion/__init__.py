@@ -21,7 +21,8 @@ more, equal to the old one. A loaded module brings the changes of its classes' c
 Only source can tell that a result is used once, with nothing between the two calls that could see or change
 it. Source is believed only if it compiles to the code that runs.
 
-Arrows run one way: api -> survey -> rewrite -> source, dataflow, pair -> recognise -> the package's rows.
+Arrows run one way: api -> survey -> rewrite -> source, dataflow, pair -> recognise -> the rest of the
+package, with halves beside recognise.
 """
 
 from .api import Place, fuse, fusion_report, places, unfuse
