@@ -2,10 +2,10 @@
 
     python -m benchmarks.pair_time [--rounds N] [--json FILE]
 
-Three methods of a module, called in turn in one process: `self.drop(self.act(x))` as it is written, the
-same in a model that `fuse` returned, and `self.fused(x)` with the fused module. The stubs are
-`benchmarks.host_time`'s: what is measured is the host's share, with an 8-element tensor, forward alone. Rounds
-are short, so that some of them are undisturbed; the fastest counts.
+Three methods of a module are called in turn: `self.drop(self.act(x))` as it is written, the same in a model
+that `fuse` returned, and `self.fused(x)` with the fused module. The stubs of `benchmarks.host_time` stand for
+the GPU, so the host's share is measured, with 8 elements, forward alone. Rounds are short, so that some are
+undisturbed; the fastest counts.
 """
 
 import argparse

@@ -118,7 +118,8 @@ def test_state_dict(tmp_path):
     net = Net()
     new = fuse(net)
     torch.save(new.state_dict(), tmp_path / "state.pt")
-    code = f"import sys, torch; s = torch.load({str(tmp_path / 'state.pt')!r}); assert 'fusedact' not in sys.modules"
+    path = str(tmp_path / "state.pt")
+    code = f"import sys, torch; torch.load({path!r}); assert 'fusedact' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
     net.load_state_dict(new.state_dict())
 
