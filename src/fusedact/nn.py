@@ -55,7 +55,7 @@ class FusedActivationDropout(nn.Module):
         super().__init__()
         if not hasattr(self, "row"):
             raise TypeError(
-                "FusedActivationDropout has no row; write `class Name(FusedActivationDropout, row=...)`"
+                "FusedActivationDropout has no row: write class Name(FusedActivationDropout, row=...)"
             )
         self.p = check_probability(p)
         self.inplace = check_flag("inplace", inplace)

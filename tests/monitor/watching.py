@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import eager_modules, fused_module
+from cases import eager_modules, fused_module, values
 from torch import nn
 
 kinds = pytest.mark.parametrize("make", [fused_module, eager_modules], ids=["fused", "plain"])

@@ -21,8 +21,8 @@ FAST_ROUNDS: tl.constexpr = tl.constexpr(7)  # of Philox; eager's are PyTorch's 
 def _number(single, double, ARITHMETIC: tl.constexpr):
     """A number of the arithmetic type: `single`, or for float64 the one whose 64 bits `double` has.
 
-    A float argument reaches a kernel as float32, and an integer without an annotation with a type that depends
-    on its value. float32 does not travel as bits too, since ptxas makes more instructions of those.
+    A float argument reaches a kernel as float32. An integer without an annotation has a type that depends on
+    its value. float32 does not travel as bits too, since ptxas makes more instructions of those.
     """
     number = single
     if tl.float64 == ARITHMETIC:
