@@ -66,7 +66,7 @@ class FusedActivationDropout(nn.Module):
             setattr(self, name, value)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return `dropout(act(input), p)`, in eval `act(input)`; in a `torch.fx` trace, a node of the graph."""
+        """Return `dropout(act(input), p)`, in eval `act(input)`; to `torch.fx` it is one node."""
         if isinstance(input, Proxy):  # as PyTorch's own modules are there
             tracer: Any = input.tracer
             node: Any = tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
