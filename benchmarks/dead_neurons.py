@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import fusedact
+from fusedact.monitor import facts
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.arguments import at_least, torch_device
@@ -48,7 +49,7 @@ from benchmarks.outputs import OutputError, new_figure, prepare, require
 
 # What the study compares, and its page speaks of: not every activation that there is.
 MODULES: dict[str, Callable[[float], nn.Module]] = {
-    cls.activation.module.__name__: cls
+    facts.name_of(cls.row): cls
     for cls in (fusedact.FusedReLUDropout, fusedact.FusedLeakyDropout, fusedact.FusedELUDropout)
 }
 NEGATIVE_BIAS = -1.0

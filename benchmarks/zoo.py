@@ -2,15 +2,18 @@
 
     python -m benchmarks.zoo [--only torchvision|transformers] [--match TEXT] [--json FILE] [--bits N]
 
-Every model is built on the meta device (Hugging Face's with few layers) and called twice in training mode, as it is
-and fused, with the kernels' place taken by the eager composition. Those that need values run on the CPU, made small.
-Counted are the calls of an elementwise dropout on the very tensor that an activation returned, and how many of those
-ran fused. Models whose inputs nobody here knows count by their report alone. With `--bits N`, N small models run on the CPU: same seed, same bits in training and
-in eval, forward and backward.
+Every model is built on the meta device (Hugging Face's with few layers, no dropout at p = 0) and called
+twice in training mode, as it is and fused, where the eager composition takes the kernels' place. Models that
+need values run on the CPU, made small. Counted are the dropouts of the very tensor that an activation
+returned, and how many of them ran fused. Models whose inputs nobody here knows count by their report alone.
+
+With `--bits N`, N small models run on the CPU: same seed, same bits in training and in eval, forward and
+backward.
 """
 
 import argparse
 import contextlib
+import functools
 import inspect
 import json
 import signal
@@ -23,7 +26,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -65,12 +67,12 @@ class Pairs(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = ""
-        if function in recognise._DROPOUTS:
+        if function in recognise.DROPOUTS:
             x, p, training = _bound(function, args, kwargs)
             if training and p > 0 and id(x) in self._made:
                 self.found[self._made[id(x)][1]] += 1
-        elif isinstance(function, recognise._CALLABLES) and function in recognise.FUNCTIONS:
-            name = recognise.FUNCTIONS[function].row
+        elif isinstance(function, recognise.CALLABLES) and function in recognise.FUNCTIONS:
+            name = recognise.FUNCTIONS[function].row.name
         result = function(*args, **kwargs)
         if name:
             self.made(result, name)
@@ -80,7 +82,7 @@ class Pairs(TorchFunctionMode):
         """A hook on all modules, for activations that are written in several operations."""
         known = recognise.known_module(type(module))
         if known is not None:
-            self.made(output, known.row)
+            self.made(output, known.row.name)
 
 
 def _bound(function: Any, args: Any, kwargs: Any) -> tuple[Any, float, bool]:
@@ -136,7 +138,7 @@ def torchvision_models() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
         weights = {"weights": None, "weights_backbone": None}
         builder = models.get_model_builder(name)
         given = {k: v for k, v in weights.items() if k in inspect.signature(builder).parameters}
-        yield name, lambda builder=builder, given=given: builder(**given)
+        yield name, functools.partial(builder, **given)
 
 
 def transformers_models(sizes: dict[str, int]) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
@@ -155,7 +157,7 @@ def transformers_models(sizes: dict[str, int]) -> Iterator[tuple[str, Callable[[
 
 
 def shrink(config: Any, sizes: dict[str, int]) -> None:
-    """Fewer layers, for a model in earnest smaller ones, and no dropout of p = 0, in all of a configuration."""
+    """Fewer layers, smaller ones where a model runs in earnest, and no dropout of p = 0."""
     from transformers import PretrainedConfig
 
     for name, value in list(vars(config).items()):
@@ -183,14 +185,13 @@ def inputs(model: nn.Module, name: str) -> Iterator[dict[str, Any]]:
         return
     config: Any = model.config
     ids = torch.ones(2, 8, dtype=torch.long)
-    size = getattr(config, "image_size", None) or getattr(
-        getattr(config, "vision_config", None), "image_size", 224
-    )
-    height, width = size if isinstance(size, list | tuple) else (size, size)
+    size: Any = getattr(config, "image_size", None)
+    size = size or getattr(getattr(config, "vision_config", None), "image_size", None) or 224
+    height, width = (int(n) for n in (size if isinstance(size, list | tuple) else (size, size)))
     channels = getattr(config, "num_channels", 3)
     pixels = torch.zeros(2, channels if isinstance(channels, int) else 3, height, width)
-    bins = getattr(config, "num_mel_bins", None) or getattr(config, "input_feat_per_channel", 80)
-    frames = 2 * getattr(config, "max_source_positions", 750)
+    bins: Any = getattr(config, "num_mel_bins", None) or getattr(config, "input_feat_per_channel", 80)
+    frames: Any = 2 * getattr(config, "max_source_positions", 750)
     texts = {"input_ids": ids, "decoder_input_ids": ids, "bbox": torch.zeros(2, 8, 4, dtype=torch.long)}
     known = inspect.signature(model.forward).parameters
     pick = lambda options: {k: v for k, v in options.items() if k in known}  # noqa: E731
@@ -264,7 +265,7 @@ def sweep(
 
 
 def run_both(model: nn.Module, fused: nn.Module, name: str, errors: list[str]) -> dict[str, Any] | None:
-    """What was found while `model` ran, and what ran fused in `fused`; None if no guess of its inputs is right."""
+    """What was found while `model` ran, and what ran fused in `fused`; None if no guess is right."""
     for arguments in inputs(model, name):
         pairs = Pairs()
         hook = nn.modules.module.register_module_forward_hook(pairs.module_called)
@@ -385,7 +386,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for model, (_, tiny) in zip(transformers_models(SMALL), transformers_models(TINY), strict=True)
         ),
     }
-    rows, bits = [], []
+    rows: list[dict[str, Any]] = []
+    bits: list[dict[str, Any]] = []
     for library, models in libraries.items():
         if options.only in (None, library) and not options.bits:
             for name, build, tiny in models():

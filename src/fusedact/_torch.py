@@ -38,7 +38,7 @@ def hidden_from_modes() -> contextlib.AbstractContextManager[Any]:
 
 def quick_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     """Return `function.apply` without its support of functorch, which takes a microsecond."""
-    apply: Callable[..., Any] = super(torch.autograd.Function, function).apply
+    apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
     return apply
 
 

@@ -47,7 +47,9 @@ def fused(
     """Run the kernels configured for `input`, with the numbers that were reserved; differentiable."""
     contiguous = input.is_contiguous() and not input.is_neg()
     if contiguous and not inplace:  # as nearly always, and without what the others need to know
-        return _apply(input, tuple.__new__(_Call, (configuration, state, False, None, counters)))
+        return _apply(  # type: ignore[no-any-return]
+            input, tuple.__new__(_Call, (configuration, state, False, None, counters))
+        )
     dense = contiguous or is_dense(input)
     ordered = contiguous or configuration.plan.in_memory_order
     if inplace and (

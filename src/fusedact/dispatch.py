@@ -111,7 +111,8 @@ def _by_kernels(
     else:
         state = generator.reserve(input.get_device(), configuration.plan)
     counters = _counters(watchers, input, configuration) if watchers else ()
-    return _autograd().fused(input, configuration, state, inplace, counters)
+    result: Tensor = _autograd().fused(input, configuration, state, inplace, counters)
+    return result
 
 
 @functools.lru_cache(maxsize=4096)

@@ -53,7 +53,7 @@ def fused_function(row: Activation) -> FusedFunction:
         **parameters: Any,
     ) -> Tensor:
         if has_torch_function_unary(input):
-            return handle_torch_function(  # type: ignore[no-any-return]
+            return handle_torch_function(
                 function, (input,), input, p, training, inplace, rng=rng, **parameters
             )
         bound = row.bind(*arguments(row, name, parameters))

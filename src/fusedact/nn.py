@@ -55,7 +55,7 @@ class FusedActivationDropout(nn.Module):
         super().__init__()
         if not hasattr(self, "row"):
             raise TypeError(
-                "FusedActivationDropout has no row; write `class Name(FusedActivationDropout, row=...)`"
+                "FusedActivationDropout has no row: write class Name(FusedActivationDropout, row=...)"
             )
         self.p = check_probability(p)
         self.inplace = check_flag("inplace", inplace)
@@ -66,7 +66,7 @@ class FusedActivationDropout(nn.Module):
             setattr(self, name, value)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return `dropout(act(input), p)`, in eval `act(input)`; in a `torch.fx` trace, a node of the graph."""
+        """Return `dropout(act(input), p)`, in eval `act(input)`; to `torch.fx` it is one node."""
         if isinstance(input, Proxy):  # as PyTorch's own modules are there
             tracer: Any = input.tracer
             node: Any = tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})

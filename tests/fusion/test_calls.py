@@ -127,8 +127,7 @@ class Fused:
                 h = self.act(h)
             elif self.training:
                 h = self.leaky(h)
-            h = self.drop(h)
-            return h
+            return self.drop(h) + x
 
     class SetAnew(Base):
         def forward(self, x):
@@ -334,7 +333,7 @@ class Fused:
             with torch.enable_grad():
                 h = self.act(self.fc(x))
                 h = self.drop(h)
-            return h
+            return h + x
 
     class Walk(Base):
         """A loop over modules of all kinds."""

@@ -261,7 +261,7 @@ class Used:
                     x = layer(x)
             return x
 
-    class Children(Parent):
+    class CallsItsChildren(Parent):
         def forward(self, x):
             for child in self.block.children():
                 x = child(x)

@@ -84,9 +84,8 @@ def test_dropouts(call, p):
 
 def test_hugging_face():
     """Each class computes what its row's name says; the others of that file aren't taken for anything."""
-    activations = pytest.importorskip(
-        "transformers.activations", reason="needs transformers: the extra `test`"
-    )
+    path = "transformers.activations"
+    activations = pytest.importorskip(path, reason="needs transformers: the extra `test`")
     truth = {
         "gelu": F.gelu,
         "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),

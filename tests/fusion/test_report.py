@@ -286,9 +286,9 @@ def test_watchers_choose_modes(kernels):
     places(new)[0].watch(other)
     new(X), new.eval()(X), new(X)
     assert (len(watcher.seen), len(other.seen)) == (1, 2)
+    place = places(new)[0]
+    unfuse(new)
     with pytest.raises(ValueError, match=r"fused while place 'forward: self.act -> self.drop' is watched"):
-        place = places(new)[0]
-        unfuse(new)
         place.watch(watcher)
 
 

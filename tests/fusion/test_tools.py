@@ -118,7 +118,8 @@ def test_state_dict(tmp_path):
     net = Net()
     new = fuse(net)
     torch.save(new.state_dict(), tmp_path / "state.pt")
-    code = f"import sys, torch; s = torch.load({str(tmp_path / 'state.pt')!r}); assert 'fusedact' not in sys.modules"
+    path = str(tmp_path / "state.pt")
+    code = f"import sys, torch; torch.load({path!r}); assert 'fusedact' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
     net.load_state_dict(new.state_dict())
 
@@ -492,12 +493,14 @@ def test_changed_after_it_was_fused(kernels, change):
 
 def test_functions_that_others_replace(kernels, monkeypatch):
     new = fuse(Net())
-    monkeypatch.setattr(nn.ReLU, "forward", lambda self, x: x + 1)
-    monkeypatch.setattr(F, "leaky_relu", lambda x, slope: x + 1)
-    assert runs(kernels, new.eval(), X * 0)[0] == 0
-    monkeypatch.undo()
-    monkeypatch.setattr(F, "dropout", lambda x, *args, **kwargs: x)
-    assert runs(kernels, new.train(), X)[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.ReLU, "forward", lambda self, x: x + 1)
+        patch.setattr(F, "leaky_relu", lambda x, slope: x + 1)
+        assert runs(kernels, new, X)[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(F, "dropout", lambda x, *args, **kwargs: x)
+        assert runs(kernels, new, X)[0] == 0
+    assert runs(kernels, new, X)[0] == PAIRS
 
 
 def test_shared_parts(kernels):

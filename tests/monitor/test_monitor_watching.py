@@ -126,7 +126,7 @@ def test_after_fuse():
         ({"tau": -1}, ValueError, "tau=-1: it must be at least 0"),
         ({"tau": "1"}, ValueError, "tau='1': it must be a finite number"),
         ({"mode": "test"}, ValueError, "mode='test': it must be one of 'all', 'train', 'eval'"),
-        ({"units": {"2": 1}}, ValueError, r"units has to name watched layers \('1'\), but got '2'"),
+        ({"units": {"2": 1}}, ValueError, "units='2': it must name watched layers"),
         ({"units": 1.5}, TypeError, "units=1.5: it must be an int or a mapping to ints"),
         ({"units": {"1": None}}, TypeError, "units=None: it must be an int or a mapping to ints"),
     ],

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import eager_modules, fused_module
+from cases import eager_modules, fused_module, values
 from torch import nn
 
 kinds = pytest.mark.parametrize("make", [fused_module, eager_modules], ids=["fused", "plain"])
@@ -17,11 +17,11 @@ def only(report):
     return layer
 
 
-def recount(activation, x, dim=-1, values=None):
+def recount(activation, x, dim=-1, numbers=None):
     """Fired, samples and mean |h| per unit in float64, from an activation's input."""
     x = x.detach().cpu().double().movedim(dim, -1)
     x = x.reshape(-1, x.shape[-1])
-    h = activation.function(x, *(values(activation) if values is None else values))
+    h = activation.function(x, *(values(activation) if numbers is None else numbers))
     return (x > 0).sum(0), len(x), h.abs().mean(0)
 
 

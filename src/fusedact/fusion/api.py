@@ -21,15 +21,14 @@ Model = TypeVar("Model", bound=nn.Module)
 def fuse(model: Model, inplace: bool = False, *, lone_dropout: bool = False) -> Model:
     """Run every activation -> dropout pair of a model in one kernel each way, where that is safe.
 
-    The modules stay what they are: the same objects' classes, names, parameters, hooks and flags. Each pair of
-    calls decides when it runs, with what is there then; where a kernel can't do the same, the two calls run as
-    they were written.
+    The modules stay what they are: classes, names, parameters, hooks and flags. Each pair of calls decides
+    when it runs, by what is there then. Where a kernel can't do the same, the two calls run as written.
 
     Args:
         model: any module. One fused before is fused anew.
         inplace: change `model` itself, whose parameters stay the same objects, which an optimiser may have.
             Default: False, which leaves it alone and changes a deep copy.
-        lone_dropout: run a dropout that follows no activation in a kernel too, which keeps one bit per element.
+        lone_dropout: run a dropout that follows no activation in a kernel too, which keeps one bit.
 
     Returns:
         The fused model. `fusedact.fusion_report` says what is fused, and what was left and why.

@@ -62,7 +62,7 @@ class Function:
         self.declares = any(self._scope(n) is node for n in declarations)
         self.calls = sorted((n for n in self.nodes if isinstance(n, ast.Call)), key=_end)
         self.links = [link for call in self.calls for link in self._links(call)]
-        self.loops = [n for n in self.nodes if self._is_chain(n)]
+        self.loops = [n for n in self.nodes if isinstance(n, ast.For) and self._is_chain(n)]
 
     def producer(self, call: ast.Call) -> ast.expr | None:
         """What is called for a call's input, if nothing else gets that; None if that isn't certain."""
@@ -108,7 +108,7 @@ class Function:
             if not isinstance(targets[0], ast.Name) or name not in [getattr(t, "id", "") for t in targets]:
                 continue
             straight = first in before and isinstance(user, ast.Call) and not isinstance(value, ast.Name)
-            problem = "" if straight and self._comes_first(user, statement) else BETWEEN
+            problem = "" if straight and self._comes_first(user, statement) else BETWEEN  # type: ignore[arg-type]
             if again or len(targets) > 1 or self._scope(first) is not scope:
                 problem = AGAIN
             yield from ((call, inner or problem) for call, inner in self._sources(first, value))
@@ -208,7 +208,7 @@ class Function:
         others = [n for n in ast.walk(statement) if isinstance(n, ast.Call | ast.Await | ast.Yield)]
         return not any(n is not call and _end(n) <= _start(call) for n in others)
 
-    def _is_chain(self, node: ast.AST) -> bool:
+    def _is_chain(self, node: ast.For) -> bool:
         match node:
             case ast.For(
                 target=ast.Name(id=layer),
@@ -232,7 +232,7 @@ def argument(call: ast.Call) -> ast.expr | None:
     if call.args:
         return None if isinstance(call.args[0], ast.Starred) else call.args[0]
     if is_method(call):
-        return call.func.value  # type: ignore[attr-defined]
+        return call.func.value  # type: ignore[attr-defined,no-any-return]
     return next((keyword.value for keyword in call.keywords if keyword.arg == "input"), None)
 
 

@@ -1,7 +1,7 @@
 """What rewritten calls do when they run.
 
 The first call of a pair is put off until the second one: `begin(act, x)` gives a `Deferred`, which only
-`finish(drop, deferred)` gets to see. If the two are a pair of the kernels' there and then, one kernel runs; else
+`finish(drop, deferred)` gets to see. If the two are a pair that a kernel takes there and then, it runs. Else
 the two calls run as they were written, in their order.
 """
 
@@ -63,10 +63,8 @@ class Calls:
     def begin(self, key: Key, fresh: Any, callee: Any, /, *args: Any, **kwargs: Any) -> Any:
         """A call whose result goes to another of these calls alone, and may be put off until then.
 
-        Args:
-            key: its place.
-            fresh: what was called for its input, if that was used for nothing else.
-            callee: what is called, with all other arguments; a string is the name of a tensor's method.
+        `key` is its place; `fresh` what was called for its input, if that was used for nothing else; `callee`
+        what is called with all other arguments, where a string is the name of a tensor's method.
         """
         held = args[0] if args else kwargs["input"]
         if type(held) is Deferred:
@@ -81,9 +79,10 @@ class Calls:
         if type(held) is Deferred:
             held = held.run()
             args, kwargs = ((held, *args[1:]), kwargs) if args else (args, {**kwargs, "input": held})
-        found: Activated | float | None = recognise.activation(callee, args, kwargs)
-        if found is not None:
-            inplace = found.inplace
+        activated = recognise.activation(callee, args, kwargs)
+        found: Activated | float | None = activated
+        if activated is not None:
+            inplace = activated.inplace
         else:
             alone = _alone(callee, args, kwargs) if self.lone_dropout else None
             if alone is not None:
@@ -120,12 +119,15 @@ class Calls:
     ) -> Tensor | None:
         """One kernel's result for both calls; None if they have to run as they were written."""
         found = held.found
-        if type(found) is Activated:
+        activated: Activated | None
+        p: float | None
+        if isinstance(found, Activated):
             activated, p = found, recognise.dropout(callee, args, kwargs)
         else:
-            activated, p = recognise.activation(callee, args, kwargs), found
-            if activated is None or not recognise.commutes(activated.row):
+            second = recognise.activation(callee, args, kwargs)
+            if second is None or not recognise.commutes(second.row):
                 return None
+            activated, p = second, found
         watchers = self._watching(key, callee, activated) if self.watchers else ()
         x = held.args[0] if held.args else held.kwargs["input"]
         if p is not None and 0.0 < p < 1.0 and recognise.takes(x, activated):

@@ -4,10 +4,8 @@ Everything that `fusedact.fusion` knows of the rest of the package stands here: 
 runs them, and which inputs its kernels take.
 """
 
-import re
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -40,7 +38,7 @@ _HUGGING_FACE = {
     "ReLUSquaredActivation": "squared_relu",
 }
 _WIDENING = {"softplus", "GELUTanh", "NewGELUActivation", "AccurateGELUActivation", "ReLUSquaredActivation"}
-_CALLABLES = types.FunctionType | types.BuiltinFunctionType | types.MethodDescriptorType
+CALLABLES = types.FunctionType | types.BuiltinFunctionType | types.MethodDescriptorType
 _FRESH = (
     nn.modules.linear.Linear,
     nn.Bilinear,
@@ -50,42 +48,15 @@ _FRESH = (
     nn.GroupNorm,
     nn.RMSNorm,
 )
-_DROPOUTS = {F.dropout: ("p", "training", "inplace"), torch.dropout: ("p", "train")}
-_OTHER_DROPOUTS = {
-    getattr(F, name)
-    for name in ("dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+DROPOUTS: dict[Any, tuple[str, ...]] = {
+    F.dropout: ("p", "training", "inplace"),
+    torch.dropout: ("p", "train"),
 }
-# Elementwise activations without a row. Softmax is followed by dropout everywhere, but is none.
-_OTHERS = {nn.RReLU, nn.PReLU}
-_OTHER_FUNCTIONS = {F.rrelu, F.prelu, torch.rrelu, torch.prelu}
 # Looked up once: they are asked at every call.
 _Dropout, _dropout_forward, _f_dropout = nn.Dropout, nn.Dropout.forward, F.dropout
 _identity_forward, _sequential_forward = nn.Identity.forward, nn.Sequential.forward
 _runs_kernels, _TRITON = dispatch.runs_kernels, kernels.INSTALLED
 _function_modes: Callable[[], int] = torch._C._len_torch_function_stack
-
-
-@dataclass(frozen=True)
-class Half:
-    """What a call may be in a pair, for a report.
-
-    Attributes:
-        text: in words.
-        dropout: a dropout; else an activation, or an identity.
-        row: of the activation; None without one.
-        inplace: works in place.
-        identity: changes nothing.
-        problem: why no kernel can stand for it.
-        module: that is called; None if it isn't one.
-    """
-
-    text: str
-    dropout: bool = False
-    row: Activation | None = None
-    inplace: bool = False
-    identity: bool = False
-    problem: str = ""
-    module: nn.Module | None = None
 
 
 class Known(NamedTuple):
@@ -227,7 +198,7 @@ IDENTITY = Activated(rows.IDENTITY, (), False, False)  # the activation that dro
 
 
 def _function(callee: Any) -> Known | None:
-    return FUNCTIONS.get(callee) if isinstance(callee, _CALLABLES) else None
+    return FUNCTIONS.get(callee) if isinstance(callee, CALLABLES) else None
 
 
 def _is_own(function: Any, module: nn.Module, row: Activation) -> bool:
@@ -251,7 +222,7 @@ def dropout(callee: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> fl
         ):
             return None
     else:
-        names = _DROPOUTS.get(callee) if isinstance(callee, _CALLABLES) else None
+        names = DROPOUTS.get(callee) if isinstance(callee, CALLABLES) else None
         if names is None or len(args) > len(names) + 1:
             return None
         values: dict[str, Any] = {"p": 0.5, "train": True, "training": True, "inplace": False}
@@ -299,54 +270,6 @@ def is_fresh(callee: Any) -> bool:
     )
 
 
-def half(callee: Any) -> Half | None:
-    """What a module or function is in a pair, as it is now; None if it is no part of one.
-
-    A string is the name of something that isn't known.
-    """
-    if isinstance(callee, str):
-        return _named_half(callee)
-    if not isinstance(callee, nn.Module):
-        return _function_half(callee) if isinstance(callee, _CALLABLES) else None
-    cls, own = type(callee), vars(callee)
-    name, known, inplace = cls.__name__, known_module(cls), bool(own.get("inplace"))
-    if isinstance(callee, nn.Identity):
-        return Half(name, identity=True) if is_identity(callee) else None
-    if isinstance(callee, nn.modules.dropout._DropoutNd):
-        problem = "" if cls is nn.Dropout else _no_kernel(cls, nn.Dropout)
-        return Half(f"{name}(p={callee.p})", True, None, inplace, False, problem or _touched(callee), callee)
-    if known is None:
-        base = next((base for base in cls.__mro__ if known_module(base) or base in _OTHERS), None)
-        problem = base and _no_kernel(cls, base)
-        return Half(name, False, None, inplace, False, problem, callee) if problem else None
-    arguments = ", ".join(
-        f"{parameter}={own[parameter]}" for parameter in known.row.names if parameter in own
-    )
-    text = f"{name}({arguments})" if arguments else name
-    return Half(text, False, known.row, inplace, False, _touched(callee), callee)
-
-
-def _function_half(function: Any) -> Half | None:
-    name = function.__name__
-    if function in _DROPOUTS:
-        return Half(name, True)
-    if function in _OTHER_DROPOUTS:
-        return Half(name, True, problem=f"no fused kernel for {name}")
-    if function in _OTHER_FUNCTIONS:
-        return Half(name, problem=f"no fused kernel for {name}")
-    known = FUNCTIONS.get(function)
-    if known is None:
-        return None
-    return Half(name, False, known.row, known.inplace)
-
-
-def _named_half(name: str) -> Half | None:
-    last = name.rpartition(".")[2].lower()
-    if "drop" in last:
-        return Half(name, True)
-    return Half(name) if re.search(r"act(_?fn|ivation\w*)?$|nonlin", last) else None
-
-
 _SAVES = {
     Saves.MASK: "1 bit",
     Saves.ONE_BIT: "1 bit",
@@ -358,28 +281,6 @@ _SAVES = {
 def saves(row: Activation | None) -> str:
     """What a pair keeps for backward, per element."""
     return "what its activation needs" if row is None else _SAVES[row.saves]
-
-
-def make_pair(first: Half, second: Half) -> bool:
-    """Two calls, one on the other's result, are an activation and its dropout, or the same function of both."""
-    if first.dropout:
-        return second.row is not None and commutes(second.row)
-    return second.dropout and not first.identity
-
-
-def _no_kernel(cls: type, base: type) -> str:
-    if cls is base or cls.__module__.startswith("torch.nn.modules."):
-        return f"no fused kernel for {cls.__name__}"
-    return f"{cls.__name__} is a subclass of {base.__name__} and may do something else"
-
-
-def _touched(module: nn.Module) -> str:
-    """Why a module does more than its class's forward; empty if it doesn't."""
-    if is_untouched(module, type(module).forward):
-        return ""
-    replaced = "forward" in vars(module)
-    name = type(module).__name__
-    return f"forward of this {name} was replaced" if replaced else f"hooks on {name}"
 
 
 def takes(input: Any, activated: Activated) -> bool:

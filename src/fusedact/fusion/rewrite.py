@@ -160,7 +160,8 @@ class _Rewriter(ast.NodeTransformer):
         arguments = [ast.Constant(key(self.method, index)), node.iter, assign.value.args[0]]
         assign.value = self._call(node, "chain", arguments, [])
         assign.value.end_lineno = assign.end_lineno
-        return ast.copy_location(assign, node)
+        moved: ast.AST = ast.copy_location(assign, node)
+        return moved
 
     def _call(
         self, old: ast.AST, name: str, arguments: list[ast.expr], keywords: list[ast.keyword]

@@ -14,8 +14,8 @@ from torch import nn
 
 from . import recognise, rewrite
 from .dataflow import Function, argument, is_method
+from .halves import Half, half_of, make_pair
 from .pair import CHAIN, Key, calls_of
-from .recognise import Half
 from .source import Method, contents, methods
 
 SINCE = "it joined the model after that was fused"
@@ -106,7 +106,7 @@ class _Code:
     def _hidden(self) -> Iterator[Found]:
         """The module's dropouts that code which can't be read may call."""
         for name, child in self.module._modules.items():
-            half = recognise.half(child)
+            half = half_of(child)
             if half and half.dropout and name in self.method.names:
                 yield self._found((), f"? -> {half.text}", half, self.problem)
 
@@ -130,7 +130,7 @@ class _Code:
             for one in found if call not in taken else ():
                 inplace = one.inplace or any(keyword.arg == "inplace" for keyword in call.keywords)
                 for second, path, problem in () if one.identity else self._reached(call, halves):
-                    for other in [other for other in halves[second] if recognise.make_pair(one, other)]:
+                    for other in [other for other in halves[second] if make_pair(one, other)]:
                         reason = one.problem or other.problem or problem or self.problem
                         if not reason and inplace and not self._gets_fresh(call):
                             reason = IN_PLACE.format(self._text(call))
@@ -166,10 +166,10 @@ class _Code:
         if found is None:
             found = [ast.unparse(call.func)]
         for value in found:
-            half = recognise.half(value)
+            half = half_of(value)
             if half is None and self._opens(value):
                 links = list(self._links(value, ""))
-                half = recognise.half(links[-1].module) if links else None
+                half = half_of(links[-1].module) if links else None
                 half = half if half and not half.dropout else None
             if half and not (is_method(call) and getattr(call.func, "value", None) == self.method.self):
                 yield half
@@ -239,10 +239,10 @@ def _neighbours(links: list[_Link], problem: str) -> Iterator[Found]:
     held: Half | None = None
     at = 0
     for i, link in enumerate(links):
-        half = recognise.half(link.module)
+        half = half_of(link.module)
         if half and half.identity:
             continue
-        if held and half and recognise.make_pair(held, half):
+        if held and half and make_pair(held, half):
             first = links[at]
             reason = held.problem or half.problem or problem
             if not reason and held.inplace and not (at and recognise.is_fresh(links[at - 1].module)):

@@ -82,8 +82,8 @@ class LaunchConfiguration(NamedTuple):
         in_graphs: forward with numbers from device memory.
         backward: the kernel of the gradient.
         walk: n and blocks, which both kernels take first.
-        forward_scalars: threshold, scale, a and b; the numbers as integers of their bits.
-        backward_scalars: n, blocks, scale, its inverse, a and b.
+        forward_scalars: threshold, scale, a and b, see `_scalars`.
+        backward_scalars: n, blocks, scale, its inverse, a and b, see `_scalars`.
     """
 
     row: Activation
@@ -101,8 +101,8 @@ class LaunchConfiguration(NamedTuple):
     in_graphs: Kernel
     backward: Kernel
     walk: tuple[int, int]
-    forward_scalars: tuple[int, ...]
-    backward_scalars: tuple[int, ...]
+    forward_scalars: tuple[float | int, ...]
+    backward_scalars: tuple[float | int, ...]
 
 
 def configure(
@@ -124,8 +124,8 @@ def configure(
     scale = scales(p, double)
     a, b, *_ = (*row.values_in(values, dtype), 0.0, 0.0)
     try:
-        forward = _bits(double, scale.forward, a, b)
-        backward = _bits(double, scale.backward, 1 / scale.forward, a, b)
+        forward = _scalars(double, scale.forward, a, b)
+        backward = _scalars(double, scale.backward, 1 / scale.forward, a, b)
     except OverflowError:
         return None
     programs, iterations, rounds = shape = grid(n, plan)
@@ -154,12 +154,16 @@ def configure(
     )
 
 
-def _bits(double: bool, *numbers: float) -> tuple[int, ...]:
-    """The bits of each number in the arithmetic type, as an integer; OverflowError beyond float32."""
+def _scalars(double: bool, *numbers: float) -> tuple[float | int, ...]:
+    """The numbers as the kernels take them; OverflowError beyond float32.
+
+    First as float32, then as integers of float64's bits; 0 where the other is what the kernels read.
+    """
+    nothing = (0,) * len(numbers)
     if double:
-        return struct.unpack(f"<{len(numbers)}q", struct.pack(f"<{len(numbers)}d", *numbers))
-    rounded = (to_float32(number) for number in numbers)
-    return struct.unpack(f"<{len(numbers)}i", struct.pack(f"<{len(numbers)}f", *rounded))
+        bits = struct.unpack(f"<{len(numbers)}q", struct.pack(f"<{len(numbers)}d", *numbers))
+        return *map(float, nothing), *bits
+    return *map(to_float32, numbers), *nothing
 
 
 def constants(row: Activation, dtype: torch.dtype, plan: Plan, rounds: bool) -> dict[str, Any]:

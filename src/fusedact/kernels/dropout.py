@@ -18,16 +18,15 @@ FAST_ROUNDS: tl.constexpr = tl.constexpr(7)  # of Philox; eager's are PyTorch's 
 
 
 @triton.jit
-def _number(bits, ARITHMETIC: tl.constexpr):
-    """The number of the arithmetic type whose bits an integer argument has.
+def _number(single, double, ARITHMETIC: tl.constexpr):
+    """A number of the arithmetic type: `single`, or for float64 the one whose 64 bits `double` has.
 
-    A float argument would reach a kernel as float32, and an integer without an annotation with a type that
-    depends on its value.
+    A float argument reaches a kernel as float32. An integer without an annotation has a type that depends on
+    its value. float32 does not travel as bits too, since ptxas makes more instructions of those.
     """
+    number = single
     if tl.float64 == ARITHMETIC:
-        number = bits.to(tl.int64).to(tl.float64, bitcast=True)
-    else:
-        number = bits.to(tl.int32).to(tl.float32, bitcast=True)
+        number = double.to(tl.int64).to(tl.float64, bitcast=True)
     return number
 
 
@@ -123,6 +122,9 @@ def _fast_words(g, key, call, LANES: tl.constexpr, COLUMNS: tl.constexpr):
         "scale",
         "a",
         "b",
+        "scale_64",
+        "a_64",
+        "b_64",
         "seed_ptr",
         "offset_ptr",
     ]
@@ -139,9 +141,12 @@ def forward_kernel(
     call_low: "u32",
     call_high: "u32",
     threshold: "u32",
-    scale: "i64",
-    a: "i64",
-    b: "i64",
+    scale: "fp32",
+    a: "fp32",
+    b: "fp32",
+    scale_64: "i64",
+    a_64: "i64",
+    b_64: "i64",
     seed_ptr,
     offset_ptr,
     FORWARD: tl.constexpr,
@@ -175,9 +180,9 @@ def forward_kernel(
     offsets = offsets_of(blocks, FAST, VEC, LANES, COLUMNS)
     x_ptr += base
     y_ptr += base
-    scale = _number(scale, ARITHMETIC)
-    a = _number(a, ARITHMETIC)
-    b = _number(b, ARITHMETIC)
+    scale = _number(scale, scale_64, ARITHMETIC)
+    a = _number(a, a_64, ARITHMETIC)
+    b = _number(b, b_64, ARITHMETIC)
     # In the interpreter an integer's type goes by its value.
     key = (seed_low.to(tl.uint32), seed_high.to(tl.uint32))
     call = (call_low.to(tl.uint32), call_high.to(tl.uint32))
@@ -234,7 +239,20 @@ def forward_kernel(
         tl.store(signs_ptr + word_offsets(k, 0, 1, COLUMNS), positive)
 
 
-@triton.jit(do_not_specialize=["n", "blocks", "scale", "inverse", "a", "b"])
+@triton.jit(
+    do_not_specialize=[
+        "n",
+        "blocks",
+        "scale",
+        "inverse",
+        "a",
+        "b",
+        "scale_64",
+        "inverse_64",
+        "a_64",
+        "b_64",
+    ]
+)
 def backward_kernel(
     dy_ptr,
     saved_ptr,
@@ -242,10 +260,14 @@ def backward_kernel(
     dx_ptr,
     n: "i64",
     blocks: "i32",
-    scale: "i64",
-    inverse: "i64",
-    a: "i64",
-    b: "i64",
+    scale: "fp32",
+    inverse: "fp32",
+    a: "fp32",
+    b: "fp32",
+    scale_64: "i64",
+    inverse_64: "i64",
+    a_64: "i64",
+    b_64: "i64",
     BACKWARD: tl.constexpr,
     SAVES: tl.constexpr,
     SLOPE: tl.constexpr,
@@ -272,9 +294,9 @@ def backward_kernel(
     READS_SAVED: tl.constexpr = SAVES == "input" or SAVES == "output"
     if READS_SAVED:
         saved_ptr += base
-    scale = _number(scale, ARITHMETIC)
-    a = _number(a, ARITHMETIC)
-    b = _number(b, ARITHMETIC)
+    scale = _number(scale, scale_64, ARITHMETIC)
+    a = _number(a, a_64, ARITHMETIC)
+    b = _number(b, b_64, ARITHMETIC)
 
     SAVES_FLAG: tl.constexpr = SAVES == "two_bits"
     PLANES: tl.constexpr = 2 if SAVES_FLAG else 1
@@ -296,7 +318,7 @@ def backward_kernel(
         dy = dys[g].to(ARITHMETIC)
         saved = saveds[g].to(ARITHMETIC) if READS_SAVED else dy
         if SAVES == "output":
-            saved *= _number(inverse, ARITHMETIC)
+            saved *= _number(inverse, inverse_64, ARITHMETIC)
         dx = _gradient(dy, keep, flag, saved, scale, a, b, BACKWARD, SAVES, SLOPE, OWN_GRADIENT, STORED)
         inside = inside_of(g, offsets, first, left, blocks, FAST, VEC, LANES, COLUMNS)
         tl.store(dx_ptr + g * STEP + offsets, dx.to(dx_ptr.dtype.element_ty), mask=inside)

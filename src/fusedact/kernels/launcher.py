@@ -35,7 +35,7 @@ class Kernel:
         self._compiled: dict[Any, _Compiled] = {}
 
     def __call__(
-        self, grid: Grid, tensors: tuple[Tensor | None, ...], scalars: tuple[int | Tensor, ...]
+        self, grid: Grid, tensors: tuple[Tensor | None, ...], scalars: tuple[float | int | Tensor, ...]
     ) -> bool:
         """Launch on the GPU of the first tensor; False if a graph captures and nothing may be loaded."""
         first: Any = tensors[0]
