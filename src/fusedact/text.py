@@ -101,7 +101,8 @@ def _kept(row: Activation) -> str:
     kept = f"Backward needs {_KEPT[row.saves]} per element."
     if row.from_output is not None:
         kept += "\n\nIn place it needs one bit and the output, which the next layer keeps anyway."
-    return kept if row.saves is Saves.MASK else f"{kept}\n\n{row.name}(x) = {row.formula}"
+    activation = "act" if row.saves is Saves.MASK else row.name
+    return f"{kept}\n\n{activation}(x) = {row.formula}"
 
 
 def _modules(row: Activation) -> str:
