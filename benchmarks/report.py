@@ -4,8 +4,9 @@
     python -m benchmarks.report --readme README.md [--check]
 
 The first prints tables of the suite's results (`pytest benchmarks/ --benchmark-json`). The second writes
-every block of the README between markers, `<!-- name -->` and `<!-- /name -->`, from the raw files in
-`benchmarks/results/`; with `--check` it only says which differ. What is not measured reads so.
+the blocks of the README and of the pages in `docs/` beside it from the raw files in `benchmarks/results/`.
+A block stands between markers, `<!-- name -->` and `<!-- /name -->`. With `--check` nothing is written. A
+figure that was not measured reads so.
 """
 
 import argparse
@@ -34,7 +35,7 @@ RESULTS = Path(__file__).parent / "results"
 NOT_MEASURED = (
     "On a GPU: not measured yet, and no kernel has run on one. That masks equal `nn.Dropout`'s is confirmed\n"
     "against PyTorch's own GPU code, executed on a CPU\n"
-    "([what that shows](docs/randomness.md#what-confirms-the-masks-and-what-doesnt))."
+    "([the evidence](docs/randomness.md#evidence-for-the-masks))."
 )
 
 # Tables ------------------------------------------------------------------------------------------------
@@ -190,7 +191,7 @@ def plot(run: Run, path: Path) -> None:
     canvas.savefig(path, dpi=100)
 
 
-# The README's blocks -----------------------------------------------------------------------------------
+# Blocks of the README and the docs ----------------------------------------------------------------------
 
 
 def _machine_code(results: Path) -> str:
@@ -214,12 +215,6 @@ def _mnist(results: Path) -> str:
     return f"```text\n{mnist.table(mnist.summary(result['runs']), len(result['seeds']))}\n```"
 
 
-def _study(results: Path) -> str:
-    from benchmarks import dead_neurons
-
-    return dead_neurons.summary(json.loads((results / "dead-neurons" / "dead_neurons.json").read_text()))
-
-
 def _gpu(results: Path) -> str:
     parts = []
     for path in sorted((results / "gpu").glob("*.json")):
@@ -235,8 +230,8 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "host time": _host_time,
     "machine code": _machine_code,
     "mnist": _mnist,
-    "study": _study,
 }
+_BETWEEN_PAGES = "\f"  # which no page has
 
 
 def rewritten(page: str, results: Path = RESULTS) -> str:
@@ -257,12 +252,23 @@ def rewritten(page: str, results: Path = RESULTS) -> str:
     return page
 
 
+def update(readme: Path) -> dict[Path, str]:
+    """Return the README and the docs beside it that differ from the results, as they have to be.
+
+    Raises:
+        ValueError: see `rewritten`; a block may stand in any page, but in one alone.
+    """
+    pages = {path: path.read_text() for path in [readme, *sorted(readme.parent.glob("docs/*.md"))]}
+    new = rewritten(_BETWEEN_PAGES.join(pages.values())).split(_BETWEEN_PAGES)
+    return {path: text for path, text in zip(pages, new, strict=True) if text != pages[path]}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.split("\n")[0])
     parser.add_argument("results", nargs="*", type=Path, metavar="RESULTS.json", help="of the suite")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw each results file there")
     parser.add_argument(
-        "--readme", type=Path, metavar="FILE", help="write its blocks from benchmarks/results/"
+        "--readme", type=Path, metavar="FILE", help="write its blocks, and those of docs/ beside it"
     )
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a block differs")
     options = parser.parse_args(arguments)
@@ -276,12 +282,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 options.plots.mkdir(parents=True, exist_ok=True)
                 plot(run, options.plots / f"{path.stem}.png")
         if options.readme:
-            old = options.readme.read_text()
-            new = rewritten(old)
-            if options.check and new != old:
-                raise ValueError(f"{options.readme} differs from the results: run this without --check")
-            if new != old:
-                options.readme.write_text(new)
+            changed = update(options.readme)
+            if options.check and changed:
+                names = ", ".join(map(str, changed))
+                raise ValueError(f"differs from the results: {names}; run this without --check")
+            for path, page in changed.items():
+                path.write_text(page)
     except (OSError, OutputError, ValueError) as error:
         parser.exit(1, f"{parser.prog}: error: {error}\n")
 

@@ -1,4 +1,4 @@
-"""What a row is: the facts that the package needs to know of an activation, and how rows are found.
+"""A row: the facts that the package needs to know of an activation. And the registry of all rows.
 
 The rows themselves are in `fusedact.rows`; an activation of one's own comes by `register_activation`.
 """
@@ -19,7 +19,7 @@ Ranges = tuple[tuple[float, float], ...]  # intervals of inputs, both ends inclu
 
 
 class Saves(enum.Enum):
-    """What forward keeps for backward, per element. The bits are packed 32 to a word."""
+    """The memory that forward keeps for backward, per element. The bits are packed 32 to a word."""
 
     MASK = "1 bit: kept by dropout"  # the derivative is 1 everywhere
     ONE_BIT = "1 bit: kept by dropout, and the gradient passes the activation"
@@ -36,7 +36,7 @@ class Parameter(NamedTuple):
     Attributes:
         name: as PyTorch has it.
         default: as PyTorch has it; `REQUIRED` if it must be given.
-        text: what it means, for the documentation.
+        text: its meaning, for the documentation.
         choices: the values of one that is no number, each with the row that it selects (None: this row).
     """
 
@@ -69,8 +69,8 @@ class Activation:
         name: of the function `<name>_dropout` and of the Triton functions; an identifier.
         function: PyTorch's, called as `function(input, *numbers)`, with `inplace=True` if it has that.
         formula: act(x), in plain text.
-        saves: what forward keeps.
-        module: PyTorch's class; None if PyTorch has none. Subclasses are not meant.
+        saves: the memory that forward keeps.
+        module: PyTorch's class; None if PyTorch has none. Subclasses don't count.
         parameters: at most two, in PyTorch's order.
         rule: of the parameters' values, the error that they deserve, or None.
         exact: with rng="eager" the result has eager's bits. The kernels then round where eager does.

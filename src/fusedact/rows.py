@@ -1,4 +1,4 @@
-"""The rows of the activations that PyTorch and Hugging Face have. `Activation` says what each fact means."""
+"""The rows of the activations that PyTorch and Hugging Face have. `Activation` documents each fact."""
 
 import functools
 import math

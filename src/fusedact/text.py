@@ -123,6 +123,6 @@ def _parameters(row: Activation, defaults: bool = False) -> str:
 
 def _raises(row: Activation, flags: str) -> str:
     names = " or ".join(f"`{name}`" for name in row.names)
-    parameters = f", {names} is not what is said above" if names else ""
+    parameters = f", {names} breaks the rule above" if names else ""
     return f"""TypeError: `input` is not a dense floating-point tensor, or {flags} is not a bool.
     ValueError: `p` is not a number in [0, 1]{parameters}, or `rng` has another value."""
