@@ -1,6 +1,7 @@
 """The rows of the activations that PyTorch and Hugging Face have. `Activation` documents each fact."""
 
 import functools
+import math
 from math import inf
 
 import torch
@@ -17,6 +18,11 @@ def _outside(low: float, high: float = inf) -> Ranges:
 def _elu_from_output(gradient: Tensor, output: Tensor, alpha: float) -> Tensor:
     result: Tensor = torch.ops.aten.elu_backward.default(gradient, alpha, 1.0, 1.0, True, output)
     return result
+
+
+def _elu_saturated(alpha: float) -> Ranges:
+    # Where alpha exp(x) is a twentieth of the largest slope, which is 1 or alpha.
+    return _outside(min(0.0, math.log(max(1.0, alpha) / (20 * alpha)))) if alpha > 0 else ()
 
 
 def _quick_gelu(input: Tensor) -> Tensor:
@@ -158,7 +164,7 @@ ELU = add_row(
         inplace=True,
         from_output=_elu_from_output,
         dead=lambda alpha: _outside(0.0) if alpha == 0 else (),
-        saturated=lambda alpha: _outside(-2.996),  # where exp(x) is a twentieth
+        saturated=_elu_saturated,
     )
 )
 CELU = add_row(
@@ -263,7 +269,7 @@ TANHSHRINK = add_row(
         function=F.tanhshrink,
         formula="x - tanh(x)",
         saves=Saves.INPUT,
-        saturated=lambda: ((-0.23, 0.23),),
+        saturated=lambda: ((-0.227, 0.227),),
     )
 )
 HARDSWISH = add_row(

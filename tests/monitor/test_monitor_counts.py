@@ -29,7 +29,7 @@ def test_counts_equal_a_float64_recount(activation, make, dtype, p):
     if not ranges:
         assert layer.saturated is None
     else:
-        low = torch.cat(batches) <= ranges[0][1]
+        low = torch.cat(batches).double() <= ranges[0][1]
         assert layer.saturated == pytest.approx(low.double().mean().item(), abs=1e-15)
 
 

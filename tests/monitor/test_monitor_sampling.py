@@ -45,7 +45,7 @@ def check_sampled(layer, activation, x, dim, stride):
     if not ranges:
         assert layer.saturated is None
     else:
-        low = (read <= ranges[0][1]).double().mean().item()
+        low = (read.double() <= ranges[0][1]).double().mean().item()
         assert layer.saturated == pytest.approx(low, abs=1e-12)
 
 

@@ -49,12 +49,18 @@ class Tally(NamedTuple):
         return Tally(self.counts + other.counts, self.activity + other.activity)
 
     def cpu(self) -> "Tally":
-        """Return a copy on the CPU; waits for the GPU."""
+        """Return a copy on the CPU; waits for all streams, any of which may count."""
+        self._wait()
         return Tally(*(tensor.to("cpu", copy=True) for tensor in self))
 
     def clone(self) -> "Tally":
-        """Return a copy where it is."""
+        """Return a copy where it is; waits for all streams."""
+        self._wait()
         return Tally(*(tensor.clone() for tensor in self))
+
+    def _wait(self) -> None:
+        if self.counts.device.type == "cuda":
+            torch.cuda.synchronize(self.counts.device)
 
     def number(self, row: Row) -> int:
         """Return the number with which a row begins."""
