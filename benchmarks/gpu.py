@@ -29,7 +29,7 @@ from benchmarks.machine import describe_device, versions
 ROOT = Path(__file__).resolve().parents[1]
 NEEDED = ("pytest", "pytest_benchmark", "matplotlib", "scipy", "tqdm", "triton")
 # What a GPU can fail and a CPU cannot; the masks' own tests run before them.
-TESTS = ("tests/engine", "tests/contract")
+TESTS = ("tests/engine", "tests/contract", "tests/monitor")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,12 @@ def steps(out: Path) -> list[Step]:
     suite = [*pytest, "benchmarks", "--benchmark-only", "--minutes", "5"]
     comparison = "activation_comparison.json"
     return [
-        Step("masks", [*pytest, "tests/test_cuda.py"], 180, says=" passed"),
+        Step(
+            "masks",
+            [*pytest, "tests/engine/test_cuda.py", "tests/engine/test_cuda_graphs.py"],
+            180,
+            says=" passed",
+        ),
         Step("tests", [*pytest, *parallel, *TESTS], 300, says=" passed"),
         Step("suite", [*suite, "--benchmark-json", str(out / "suite.json")], 420, (), ("suite.json",)),
         *(

@@ -36,7 +36,7 @@ def signature(row: Activation, first: Iterable[inspect.Parameter], returns: obje
 
 
 def positional(
-    name: str, default: object = inspect.Parameter.empty, annotation: object = None
+    name: str, default: object = inspect.Parameter.empty, annotation: object = inspect.Parameter.empty
 ) -> inspect.Parameter:
     """Return an argument that may be given by position."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
