@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-from cases import activations, eager_modules, fused_module, parameters
+from cases import eager_modules, fused_module, representatives, values
 from torch import nn
 
 import fusedact
@@ -109,7 +109,7 @@ def sharded_checkpointed(net):
     return sharded(checkpointed(net))
 
 
-@activations
+@representatives
 @pytest.mark.parametrize("wrap", [nn.parallel.DistributedDataParallel, sharded, sharded_checkpointed])
 @pytest.mark.parametrize("seeds", [(3, 3), (3, 4)], ids=["same masks", "different masks"])
 def test_gradients_equal_a_single_process(activation, wrap, seeds, on_ranks):
@@ -123,7 +123,7 @@ def masks_of_seeds(module, seeds):
     return module(torch.ones(2000)) != 0
 
 
-@activations
+@representatives
 def test_ranks_draw_from_their_own_generators(activation, on_ranks):
     module = fused_module(activation)
     first, second = on_ranks(masks_of_seeds, module, (3, 4))
@@ -145,7 +145,7 @@ def refusal(activation):
     """What PyTorch says where it has no derivative of this activation on a DTensor."""
     x = distribute_tensor(torch.ones(2), make_mesh(), [Shard(0)], src_data_rank=None).requires_grad_()
     try:
-        activation.function(x, *parameters(activation)).sum().backward()
+        activation.function(x, *values(activation)).sum().backward()
     except NotImplementedError as error:
         return str(error)
 
@@ -177,7 +177,7 @@ def through(activation, inplace, seeds, shape, placement):
     return values, y.placements == placements, torch.rand(3)
 
 
-@activations
+@representatives
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("placement", [Shard(0), Shard(1), Replicate()], ids=str)
 @pytest.mark.parametrize("shape", [(8, 64), (7, 33), (1, 2)], ids=str)
@@ -209,7 +209,7 @@ def in_place(activation, compiled):
     return x.full_tensor(), y.to_local().data_ptr() == x.to_local().data_ptr()
 
 
-@activations
+@representatives
 @pytest.mark.parametrize("compiled", [False, True])
 def test_in_place_on_a_sharded_activation(activation, compiled, on_ranks):
     """Without a gradient: with one, a compiled graph can't write into the DTensor that it is given."""
@@ -232,7 +232,7 @@ def compiled_step(activation, inplace):
     return y.detach().full_tensor(), dx.full_tensor()
 
 
-@activations
+@representatives
 @pytest.mark.parametrize("inplace", [False, True])
 def test_a_compiled_sharded_activation_equals_a_single_process(activation, inplace, on_dtensors):
     x = torch.randn(8, 6, generator=torch.Generator().manual_seed(2), requires_grad=True)
@@ -243,7 +243,7 @@ def test_a_compiled_sharded_activation_equals_a_single_process(activation, inpla
         torch.testing.assert_close(result, (expected.detach(), dx))
 
 
-@activations
+@representatives
 @pytest.mark.parametrize("placement", [Shard(0), Shard(1)], ids=str)
 @pytest.mark.parametrize("seeds", [(5, 5), (5, 6)], ids=["equal seeds", "different seeds"])
 def test_a_sharded_activation_draws_no_mask_twice(activation, placement, seeds, on_dtensors):
@@ -268,7 +268,7 @@ def tensor_parallel(activation, use_local_output, seeds):
     return isinstance(seen[0], DTensor), y.detach() + 0, gradients(net), local.detach()
 
 
-@activations
+@representatives
 def test_tensor_parallelism_on_dtensors_equals_a_single_process(activation, on_dtensors):
     net = make_net(activation)
     torch.manual_seed(5)
@@ -280,7 +280,7 @@ def test_tensor_parallelism_on_dtensors_equals_a_single_process(activation, on_d
         torch.testing.assert_close(grads, gradients(net))
 
 
-@activations
+@representatives
 def test_tensor_parallelism_on_local_tensors_draws_as_the_ranks_are_seeded(activation, on_ranks):
     """A plain tensor doesn't say that it is a shard: nn.Dropout can't know either."""
     net = make_net(activation)
@@ -331,7 +331,7 @@ def counted(activation):
     return monitor.report().as_dict()
 
 
-@activations
+@representatives
 def test_an_activity_report_counts_all_processes(activation, on_ranks):
     first, second = on_ranks(counted, activation)
     assert first == second

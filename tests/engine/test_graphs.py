@@ -143,9 +143,6 @@ def test_who_is_given_the_operators(activation, path):
     for function in (*transforms, fused_module(activation).eval(), fused_module(activation, 1.0)):
         assert traced(function, x) == []
     assert traced(module, x.as_subclass(type("Subclass", (torch.Tensor,), {}))) == []
-    if activation.parameters:
-        huge = dict.fromkeys(activation.names, 1e39)  # more than float32 can hold
-        assert traced(public(activation).module(0.5, **huge), x) == []
 
 
 def test_on_a_cpu_the_compiler_is_given_the_composition():
@@ -302,11 +299,11 @@ def test_a_subclass_overrides_a_function(activation):
     found, x = public(activation), torch.randn(50)
     Overriding.told.clear()
     torch.manual_seed(1)
-    y = found.function(x.as_subclass(Overriding), 0.3, inplace=True, **found.arguments)
+    y = found.function(x.clone().as_subclass(Overriding), 0.3, inplace=True, **found.arguments)
     assert type(y) is Overriding
     assert Overriding.told.count(found.function) == 1
     torch.manual_seed(1)
-    assert torch.equal(y.as_subclass(torch.Tensor), found.function(x.clone(), 0.3, **found.arguments))
+    assert torch.equal(y.as_subclass(torch.Tensor), found.function(x, 0.3, **found.arguments))
 
 
 @representatives

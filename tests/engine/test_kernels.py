@@ -245,10 +245,10 @@ def test_in_place_the_gradient_is_that_of_eager_in_place(rng, dtype, p, layout, 
     info = torch.finfo(dtype)
     special = [0.0, info.smallest_normal / 4, info.smallest_normal, 1e-3, 1.0, info.max, torch.inf]
     special = torch.tensor([*special, *(-v for v in special)], dtype=dtype, device=device)
-    values = torch.cat([torch.randn(1986, device=device).mul_(3).to(dtype), special])
-    dy = torch.randn(len(values), device=device).to(dtype)
+    inputs = torch.cat([torch.randn(1986, device=device).mul_(3).to(dtype), special])
+    dy = torch.randn(len(inputs), device=device).to(dtype)
     for elu in (a for a in ENGINE if a.from_output):
-        leaf = values.clone().requires_grad_()
+        leaf = inputs.clone().requires_grad_()
         x = leaf * 1.0 if layout == "contiguous" else torch.stack([leaf, leaf], 1)[:, 0]
         (dx,) = torch.autograd.grad(fused(elu, x, p, inplace=True, rng=rng), leaf, dy)
         used = plans.used_probability(p, rng)

@@ -223,7 +223,7 @@ class Watcher:
         return training in self.modes
 
     def computes(self, row, values):
-        self.activation = row, values
+        self.row = row.name
 
     def __call__(self, input, plan=None):
         self.seen.append(input.clone())
