@@ -9,7 +9,6 @@ import pytest
 import torch
 from cases import (
     DTYPES,
-    activations,
     apply,
     assert_same,
     both,
@@ -36,7 +35,7 @@ def edges():
     return [n for n in near if n < 1_200_000]
 
 
-@activations
+@representatives
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_equals_eager_bit_for_bit(activation, dtype):
     for n in edges():
