@@ -56,7 +56,7 @@ def check(activation, rng, x, dy, inplace=False):
     value = activation.function(wide, *values(activation))
     (slope,) = torch.autograd.grad(value, wide, dy.double())
     info = torch.finfo(x.dtype)
-    # In place, the gradient is computed of the rounded output, in which digits cancel; so they do in some rows.
+    # In place, the gradient is computed of the rounded output. There digits cancel, as they do in some rows.
     strict = activation.exact or activation is rows.ELU
     rtol, atol = 4 * info.eps, 8 * info.smallest_normal
     if inplace or not strict:
