@@ -232,6 +232,17 @@ def assert_same(activation, x, p, dy=None):
         assert torch.equal(result[1], expected[1])
 
 
+def edges():
+    """Sizes around those where eager's plan changes, for this GPU."""
+    properties = torch.cuda.get_device_properties(0)
+    grid = properties.multi_processor_count * (properties.max_threads_per_multi_processor // 256) * 256
+    near = [1, 255, 256, 257, 8192, 4 * 1021, 8 * 1021, 2 * 1021]
+    for multiple in (1, 2, 4, 8, 16):
+        near += [multiple * grid + d for d in (-8, -1, 0, 1, 2, 4)]
+    # Simulated GPUs take a second for a million elements: large ones go round the loop once.
+    return [n for n in near if n < 1_200_000]
+
+
 def environment(*path: Path) -> dict[str, str]:
     """For a process of its own, in which Triton compiles: this one may have its interpreter."""
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

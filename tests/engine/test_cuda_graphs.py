@@ -5,7 +5,7 @@ import gc
 
 import pytest
 import torch
-from cases import apply, assert_same, eager_modules, fused_module, representatives, rngs, values
+from cases import apply, assert_same, eager_modules, fused_module, representatives, rngs, values, watched
 
 from fusedact import ActivityMonitor, autograd, dispatch
 from fusedact.activations import Saves
@@ -114,7 +114,7 @@ def test_the_monitor_counts_while_another_device_is_current(activation, make):
     assert torch.equal(layer.fired, 3 * (x > 0).sum(0).cpu())
 
 
-@representatives
+@watched
 @rngs
 @pytest.mark.usefixtures("cold")
 @pytest.mark.parametrize("inplace", [False, True])

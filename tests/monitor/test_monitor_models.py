@@ -10,6 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fusedact import ActivityMonitor, FusedReLUDropout, fuse
 
+pytestmark = pytest.mark.usefixtures("device")  # simulated GPUs run these too
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -110,9 +110,11 @@ class _Emulated:
                 call()  # out= gets its shape from a first run
                 kwargs[name].resize_(named[name].shape)
                 named[name] = alias(kwargs[name])
-        if self._writes:
+        if self._writes and None not in self._returns:
             in_turn(self._name, device, call)
             return self._results(args, kwargs, (), device)
+        # One that writes and returns new tensors as well, a batch normalisation, can't be replayed by a graph.
+        assert not (self._writes and torch.cuda.is_current_stream_capturing()), self._name
         return self._pure(call, args, kwargs, device)
 
     def _pure(self, call: Callable[[], Any], args: Any, kwargs: Any, device: torch.device) -> Any:
@@ -151,11 +153,11 @@ class _Emulated:
     def _results(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], computed: Any, device: torch.device
     ) -> Any:
-        values = iter(computed if isinstance(computed, tuple) and len(self._returns) != 1 else (computed,))
+        values = computed if isinstance(computed, tuple) and len(self._returns) != 1 else (computed,)
         back = []
-        for argument in self._returns:
+        for i, argument in enumerate(self._returns):
             if argument is None:
-                back.append(_map(lambda value: upload(value, device), next(values)))
+                back.append(_map(lambda value: upload(value, device), values[i]))
             else:
                 back.append(kwargs[argument] if isinstance(argument, str) else args[argument])
         return back[0] if len(back) == 1 else tuple(back) if back else None

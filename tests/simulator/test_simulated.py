@@ -16,7 +16,7 @@ ON_SMALL_GPUS = {
     "values": ["tests/engine/test_cuda.py", "tests/engine/test_cuda_graphs.py"],
     "graphs": ["tests/engine/test_graphs.py", *ONE],
     "composition": ["tests/engine/test_training.py", "tests/engine/test_saved_tensors.py"],
-    "monitor": ["tests/test_activity.py", *ONE],
+    "monitor": ["tests/monitor/test_monitor_models.py"],
     "simulator": ["tests/simulator/gpu_tests"],
 }
 

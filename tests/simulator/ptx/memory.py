@@ -126,8 +126,14 @@ def reduce(kernel: Kernel, modifiers: list[str], operands: list[str]) -> str:
     return atomic(kernel, modifiers, ["_", *operands])
 
 
+def cache_policy(kernel: Kernel, modifiers: list[str], operands: list[str]) -> str:
+    """Nothing: it is a hint for the cache, which loads and stores here don't have."""
+    return ""
+
+
 INSTRUCTIONS = {
     "atom": atomic,
+    "createpolicy": cache_policy,
     "cvta": convert_address,
     "ld": load,
     "mov": move,
