@@ -119,6 +119,10 @@ class Activation:
         numeric = self.rule is None and all(parameter.choices is None for parameter in self.parameters)
         object.__setattr__(self, "numeric", numeric)
 
+    def __reduce__(self) -> Any:
+        """Copies and files name the row: there is one of each."""
+        return _registered, (self.name,)
+
     def bind(self, *values: float | str) -> Bound:
         """Check the parameters' values, and return the row and the numbers that they stand for.
 
@@ -155,6 +159,10 @@ class Activation:
 
 ROWS: dict[str, Activation] = {}  # by name, which is what a registered operator can be given
 _BY_MODULE: dict[type[nn.Module], Activation] = {}
+
+
+def _registered(name: str) -> Activation:
+    return ROWS[name]
 
 
 def register_activation(row: Activation) -> Activation:

@@ -1,5 +1,6 @@
 """Rows of one's own: the docs' example works everywhere, and a wrong row is told what it lacks."""
 
+import copy
 import dataclasses
 import pickle
 import runpy
@@ -111,3 +112,8 @@ def test_a_module_without_a_row_is_an_error():
 def test_modules_pickle_by_name():
     assert type(pickle.loads(pickle.dumps(fusedact.FusedDropout()))) is fusedact.FusedDropout
     assert functional.dropout.__name__ == "dropout"
+
+
+def test_a_row_is_the_only_one_of_its_name():
+    for row in ROWS.values():
+        assert pickle.loads(pickle.dumps(row)) is copy.deepcopy(row) is row

@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-from cases import eager_modules, fused_module, representatives, values
+from cases import eager_modules, fused_module, representatives, values, watched
 from torch import nn
 
 import fusedact
@@ -331,7 +331,7 @@ def counted(activation):
     return monitor.report().as_dict()
 
 
-@representatives
+@watched
 def test_an_activity_report_counts_all_processes(activation, on_ranks):
     first, second = on_ranks(counted, activation)
     assert first == second

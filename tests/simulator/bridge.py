@@ -113,7 +113,7 @@ class _Emulated:
         if self._writes and None not in self._returns:
             in_turn(self._name, device, call)
             return self._results(args, kwargs, (), device)
-        # One that writes and returns new tensors as well, a batch normalisation, can't be replayed by a graph.
+        # One that also returns new tensors, a batch normalisation, can't be replayed by a graph.
         assert not (self._writes and torch.cuda.is_current_stream_capturing()), self._name
         return self._pure(call, args, kwargs, device)
 
