@@ -94,7 +94,7 @@ def test_a_call_on_a_device_while_another_one_captures(activation, rng, device):
     assert torch.equal(y, expected)
 
 
-@representatives
+@watched
 @pytest.mark.usefixtures("two")
 @pytest.mark.parametrize("make", [fused_module, eager_modules], ids=["fused", "plain"])
 def test_the_monitor_counts_while_another_device_is_current(activation, make):
