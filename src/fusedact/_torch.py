@@ -21,11 +21,6 @@ is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtens
 is_zero: Callable[[Tensor], bool] = Tensor._is_zerotensor
 
 
-def in_forward_mode() -> bool:
-    """Whether a level of forward-mode differentiation is open."""
-    return torch.autograd.forward_ad._current_level >= 0
-
-
 def in_backward() -> bool:
     """Whether autograd's engine is running this thread: forward then is a checkpoint that computes again."""
     return bool(torch._C._current_graph_task_id() != -1)
