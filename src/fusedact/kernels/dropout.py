@@ -31,6 +31,12 @@ def _number(single, double, ARITHMETIC: tl.constexpr):
 
 
 @triton.jit
+def _parameter(single, double, ARITHMETIC: tl.constexpr, UNIT: tl.constexpr):
+    """An activation's parameter; as a constant where UNIT says that it is 1, which saves products."""
+    return tl.full([], 1.0, ARITHMETIC) if UNIT else _number(single, double, ARITHMETIC)
+
+
+@triton.jit
 def _rounded(value, STORED: tl.constexpr):
     return value.to(STORED).to(value.dtype)
 
@@ -152,6 +158,7 @@ def forward_kernel(
     FORWARD: tl.constexpr,
     PASSES: tl.constexpr,
     SAVES: tl.constexpr,
+    UNIT: tl.constexpr,
     ARITHMETIC: tl.constexpr,
     STORED: tl.constexpr,
     FAST: tl.constexpr,
@@ -181,7 +188,7 @@ def forward_kernel(
     x_ptr += base
     y_ptr += base
     scale = _number(scale, scale_64, ARITHMETIC)
-    a = _number(a, a_64, ARITHMETIC)
+    a = _parameter(a, a_64, ARITHMETIC, UNIT)
     b = _number(b, b_64, ARITHMETIC)
     # In the interpreter an integer's type goes by its value.
     key = (seed_low.to(tl.uint32), seed_high.to(tl.uint32))
@@ -272,6 +279,7 @@ def backward_kernel(
     SAVES: tl.constexpr,
     SLOPE: tl.constexpr,
     OWN_GRADIENT: tl.constexpr,
+    UNIT: tl.constexpr,
     ARITHMETIC: tl.constexpr,
     STORED: tl.constexpr,
     FAST: tl.constexpr,
@@ -295,7 +303,7 @@ def backward_kernel(
     if READS_SAVED:
         saved_ptr += base
     scale = _number(scale, scale_64, ARITHMETIC)
-    a = _number(a, a_64, ARITHMETIC)
+    a = _parameter(a, a_64, ARITHMETIC, UNIT)
     b = _number(b, b_64, ARITHMETIC)
 
     SAVES_FLAG: tl.constexpr = SAVES == "two_bits"
