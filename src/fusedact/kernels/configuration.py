@@ -196,6 +196,7 @@ def forward_constants(
     return {
         **constants(row, dtype, plan, unit, row.exact and not row.representable),
         "FORWARD": forward_function(row, dtype),
+        "VANISHES": row.vanishes,
         "PASSES": (row.backward or named(f"{row.name}_passes", dtype)) if passes else None,
         **host,
     }

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .philox import philox4x32
-from .tiles import inside_of, joined, offsets_of, origin, split, unpack, with_bit, word_offsets
+from .tiles import inside_of, joined, offsets_of, origin, split, unpack, with_bits, word_offsets
 
 FAST_ROUNDS: tl.constexpr = tl.constexpr(7)  # of Philox; eager's are PyTorch's 10
 
@@ -157,6 +157,7 @@ def forward_kernel(
     offset_ptr,
     FORWARD: tl.constexpr,
     PASSES: tl.constexpr,
+    VANISHES: tl.constexpr,
     SAVES: tl.constexpr,
     UNIT: tl.constexpr,
     ARITHMETIC: tl.constexpr,
@@ -174,15 +175,14 @@ def forward_kernel(
 
     A plane of (x > 0), for who counts them, goes to `signs_ptr` where that isn't None.
 
+    VANISHES: where the gradient doesn't pass, act(x) is 0, and it doesn't matter whether dropout keeps it.
+
     Bytes per element of b bytes: 2 b, and 1/8 for each plane of bits.
     """
     GROUPS: tl.constexpr = 32 // LANES
     STEP: tl.constexpr = COLUMNS if VEC == 1 and not FAST else COLUMNS * LANES
-    MERGES_FLAG: tl.constexpr = SAVES == "one_bit"
     SAVES_FLAG: tl.constexpr = SAVES == "two_bits"
-    KEPT_BY: tl.constexpr = (
-        "doubling" if FAST and MERGES_FLAG else "adding" if FAST and SAVES_FLAG else "selecting"
-    )
+    MERGES_FLAG: tl.constexpr = SAVES == "one_bit" and not VANISHES
     k, first, base, left = origin(n, blocks, FAST, VEC, LANES, COLUMNS)
     offsets = offsets_of(blocks, FAST, VEC, LANES, COLUMNS)
     x_ptr += base
@@ -220,24 +220,27 @@ def forward_kernel(
         keeps = ()
         for lane in tl.static_range(LANES):
             keeps = keeps + (words[lane] < threshold,)
-        keep = joined(keeps, COLUMNS, LANES)
         x = xs[g].to(ARITHMETIC)
+        keep = joined(keeps, COLUMNS, LANES)
+        if VANISHES:
+            keep &= PASSES(x, a, b)
+            keeps = split(keep, COLUMNS, LANES)
+        elif PASSES is not None:
+            flags = split(PASSES(x, a, b), COLUMNS, LANES)
+        # Packed before the product, bits need fewer predicates at a time; LeakyReLU's signs after it.
+        kept = with_bits(kept, keeps, g, LANES)
+        if MERGES_FLAG:
+            flagged = with_bits(flagged, flags, g, LANES)
         # A product and no select: a dropped inf or NaN is NaN in eager mode.
         y = _rounded(FORWARD(x, a, b), STORED) * tl.where(keep, scale, 0.0)
         inside = inside_of(g, offsets, first, left, blocks, FAST, VEC, LANES, COLUMNS)
         tl.store(y_ptr + g * STEP + offsets, y.to(y_ptr.dtype.element_ty), mask=inside)
-        flags = keeps
-        if SAVES_FLAG or MERGES_FLAG:
-            flags = split(PASSES(x, a, b), COLUMNS, LANES)
-        for lane in tl.static_range(LANES):
-            bit = keeps[lane] & flags[lane] if MERGES_FLAG else keeps[lane]
-            kept = with_bit(kept, bit, g * LANES + lane, KEPT_BY)
-            if SAVES_FLAG:
-                flagged = with_bit(flagged, flags[lane], g * LANES + lane, "selecting")
+        if SAVES_FLAG:
+            flagged = with_bits(flagged, flags, g, LANES)
         if signs_ptr is not None:
-            flags = split(x > 0, COLUMNS, LANES)
-            for lane in tl.static_range(LANES):
-                positive = with_bit(positive, flags[lane], g * LANES + lane, "selecting")
+            positive = with_bits(positive, split(x > 0, COLUMNS, LANES), g, LANES)
+    if MERGES_FLAG:
+        kept &= flagged
     PLANES: tl.constexpr = 2 if SAVES_FLAG else 1
     tl.store(bits_ptr + word_offsets(k, 0, PLANES, COLUMNS), kept)
     if SAVES_FLAG:
