@@ -1,7 +1,6 @@
 """A PTX module: its kernels, their C text, the shared object."""
 
 import ctypes
-import os
 import re
 import struct
 import subprocess
