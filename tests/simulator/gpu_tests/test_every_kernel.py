@@ -1,7 +1,7 @@
 """Compiled kernels run from their PTX: masks are the oracle's, values the truth's.
 
-Each kind of saving runs in every dtype, mapping and width. Of the other activations' kernels a choice runs, in
-which each dtype, mapping and width comes. With SIMULATOR_EVERY_KERNEL=1 all of them run.
+Each kind of saving runs in every dtype, mapping and width. Of the other activations' kernels a choice runs,
+in which each dtype, mapping and width comes. With SIMULATOR_EVERY_KERNEL=1 all of them run.
 """
 
 import itertools
