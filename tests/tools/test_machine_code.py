@@ -18,7 +18,6 @@ from benchmarks.machine_code.row import Row, load, save
 RESULTS = ROOT / "benchmarks" / "results" / "machine-code"
 # Kernels that are predicted to be slower than torch.compile's on some GPU, in bfloat16.
 SLOWER: set[tuple[str, str]] = set()
-# ptxas spills one register here, 8 bytes a thread.
 SLACK = 0.25  # instructions per element: what the compiler's order of the same work may change
 
 
