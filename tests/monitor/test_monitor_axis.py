@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from watching import check, net, only
 
@@ -117,6 +118,61 @@ class Scaled(nn.Module):
         return x * self.gamma[:, None, None]
 
 
+class Weighted(nn.Module):
+    """Parameters that say nothing of units, as a feature pyramid's weights of branches do."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.Parameter(torch.ones(2))
+
+    def forward(self, x):
+        return self.weights[0] * x + self.weights[1] * x.flip(0)
+
+
+class WeightedBlock(Weighted):
+    """The same with a layer inside."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return super().forward(self.layer(x))
+
+
+class Standardised(nn.Module):
+    """A convolution of one's own, without a bias."""
+
+    def __init__(self, before, after):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(after, before, 3, 3))
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight / self.weight.std())
+
+
+class Positions(nn.Module):
+    """An embedding of positions, as transformers add it."""
+
+    def __init__(self, positions, features):
+        super().__init__()
+        self.embedding = nn.Parameter(torch.randn(1, positions, features))
+
+    def forward(self, x):
+        return x + self.embedding
+
+
+class Projection(nn.Module):
+    """A linear layer of one's own, without a bias, its weight as GPT-2 has it."""
+
+    def __init__(self, before, after):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(before, after))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
 # What runs before the activation, the input's shape, and the axis of the ten units.
 ORDERED = {
     "Conv1d, mean": ((nn.Conv1d(3, 10, 3), lambda x: x.mean(-1)), (7, 3, 9), 1),
@@ -158,6 +214,47 @@ ORDERED = {
         (7, 10, 3),
         2,
     ),
+    "a layer of one's own, as many samples": ((nn.Conv2d(3, 10, 1), Scaled(10)), (10, 3, 6, 5), 1),
+    "a layer of one's own, cropped to as many positions": (
+        (nn.Conv2d(3, 10, 1), Scaled(10), lambda x: x[..., :10]),
+        (7, 3, 8, 12),
+        1,
+    ),
+    "weights of branches": ((nn.Conv1d(3, 10, 1), Weighted()), (7, 3, 6), 1),
+    "weights of branches in a block": ((WeightedBlock(nn.Conv2d(3, 10, 1)),), (7, 3, 6, 5), 1),
+    "a convolution of one's own": ((Standardised(3, 10),), (7, 3, 6, 5), 1),
+    "a convolution of one's own, as many positions": ((Standardised(3, 10),), (7, 3, 12, 12), 1),
+    "a position's embedding": ((nn.Linear(3, 10), Positions(4, 10)), (7, 4, 3), 2),
+    "a linear layer of one's own": (
+        (nn.Conv2d(3, 4, 1), lambda x: x.movedim(1, -1), Projection(4, 10)),
+        (7, 3, 6, 5),
+        3,
+    ),
+    "LayerNorm, channels first, as many, copied": (
+        (nn.Conv2d(3, 10, 3, padding=1), ChannelsFirst(10), lambda x: x.contiguous()),
+        (7, 3, 10, 10),
+        1,
+    ),
+    "InstanceNorm unbatched": ((nn.InstanceNorm1d(10),), (10, 6), 0),
+    "Linear, concatenated": ((nn.Linear(3, 5), lambda x: torch.cat([x, -x], -1)), (7, 6, 4, 3), 3),
+    "Linear, transposed and copied, as many samples": (
+        (nn.Linear(3, 10), lambda x: x.transpose(1, 2).contiguous()),
+        (10, 4, 3),
+        1,
+    ),
+    "Conv3d, channels last in memory, as many positions": (
+        (
+            nn.Conv3d(3, 10, 3, padding=1),
+            lambda x: x.contiguous(memory_format=torch.channels_last_3d),
+        ),
+        (2, 3, 10, 10, 10),
+        1,
+    ),
+    "LSTM, transposed": (
+        (nn.LSTM(3, 10, batch_first=True), lambda x: x[0].transpose(1, 2)),
+        (7, 4, 3),
+        1,
+    ),
     "LSTM": ((nn.LSTM(3, 10, batch_first=True), lambda x: x[0]), (7, 4, 3), 2),
     "LSTM, its last state": ((nn.LSTM(3, 10, batch_first=True), lambda x: x[0][:, -1]), (7, 4, 3), 1),
     "concatenated": ((nn.Conv2d(3, 5, 3), lambda x: torch.cat([x, -x], 1)), (7, 3, 6, 5), 1),
@@ -194,6 +291,15 @@ def test_each_activation_has_its_own_axis():
         model(torch.randn(7, 3, 6, 6))
     assert [(layer.axis, layer.units) for layer in monitor.report()] == [(1, 10), (1, 4)]
     assert "1      ReLU           1     10" in str(monitor.report())
+
+
+def test_no_layer_of_the_last_forward_tells():
+    model = nn.Sequential(nn.ReLU(), nn.Conv1d(10, 10, 1))
+    with ActivityMonitor(model) as monitor:
+        for _ in range(2):
+            model(torch.randn(7, 10, 6))
+    layer = only(monitor.report())
+    assert (layer.axis, layer.units, layer.calls) == (2, 6, 2)
 
 
 def test_the_axis_of_inputs_that_differ_in_their_dimensions():
@@ -264,9 +370,10 @@ def test_an_error_in_a_forward_ends_it():
             model(torch.randn(5, 6), 2).view(7)
         with pytest.raises(TypeError):
             model(torch.randn(5, 6), "2")
-        model.relu(torch.randn(5, 6))
+        for _ in range(2):
+            model.relu(torch.randn(5, 6))
         model(torch.randn(5, 6), 2)
-    assert [layer.samples for layer in monitor.report()] == [15, 10]
+    assert [layer.samples for layer in monitor.report()] == [20, 10]
 
 
 def test_windows_follow_each_call():

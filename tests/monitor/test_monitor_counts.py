@@ -249,6 +249,18 @@ def test_a_diverged_net_is_not_dead(value):
     assert report.advice() == []
 
 
+def test_a_unit_of_nan_leaves_the_others_figures():
+    """The layer's mean is that of the others, and so is the fraction of negative inputs."""
+    module, x = nn.ReLU(), torch.tensor([[math.nan, 1.0, 1.0, -1.0, 0.02], [math.nan, 1.0, 1.0, -1.0, -1.0]])
+    with ActivityMonitor(module) as monitor:
+        module(x)
+    figures = only(monitor.report()).as_dict()
+    assert (figures["dormant_units"], figures["dead_units"], figures["nan_units"]) == ([3, 4], [3], [0])
+    assert figures["negative"] == 3 / 8
+    assert figures["mean_activity"] == pytest.approx((1 + 1 + 0 + 0.01) / 4)
+    assert "37.5%" in str(monitor.report())
+
+
 def test_a_dead_unit_that_diverges_has_not_revived():
     module = nn.ReLU()
     with ActivityMonitor(module) as monitor:

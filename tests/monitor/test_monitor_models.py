@@ -205,6 +205,14 @@ def test_a_transformer_leaves_its_fast_path_while_it_is_watched(masked):
     assert torch.equal(again, expected)
 
 
+def test_an_encoder_that_wants_no_nested_tensors_stays_so():
+    model = Encoder(True).eval()
+    model.encoder.use_nested_tensor = False
+    with torch.no_grad(), ActivityMonitor(model):
+        model(torch.randn(TOKENS))
+    assert model.encoder.use_nested_tensor is False
+
+
 def test_watching_does_not_keep_pairs_from_being_fused(monkeypatch):
     """A monitor's hooks only look."""
     from fusedact.fusion import recognise

@@ -102,7 +102,7 @@ def is_layer(module: nn.Module) -> bool:
 
 
 def units_of(module: nn.Module, output: Any) -> Units | None:
-    """Return where the units of that layer's output stand; None if it is no tensor."""
+    """Return where the units of that layer's output stand; None if that can't be told."""
     if isinstance(output, tuple | list) and output:
         output = output[0]
     if not isinstance(output, Tensor) or output.ndim == 0:
@@ -117,19 +117,28 @@ def units_of(module: nn.Module, output: Any) -> Units | None:
         return Units(size, axis, dims, axis == dims - 1)
     axis = dims - 1
     if not isinstance(module, _LAST) and type(module) is not nn.LayerNorm:
-        axis = _by_parameters(module, output)
+        found = _by_parameters(module, output)
+        if found is None:
+            return None
+        axis = found
     return Units(int(shape[axis]), axis, dims, axis == dims - 1)
 
 
-def _by_parameters(module: nn.Module, output: Tensor) -> int:
-    """Return the axis along which a layer of one's own has as many entries as its parameters."""
-    vectors = {p.numel() for p in module.parameters(recurse=False) if p.numel() == max(p.shape, default=0)}
+def _by_parameters(module: nn.Module, output: Tensor) -> int | None:
+    """Return the units' axis after a layer of one's own, by its parameters; None if they don't tell."""
+    shapes = [parameter.shape for parameter in module.parameters(recurse=False)]
+    for shape in shapes:
+        axis = output.ndim + 1 - len(shape)  # of a convolution with that weight
+        if len(shape) > 2 and axis >= 0 and output.shape[axis] == shape[0] > 1:
+            return axis
+    vectors = {shape.numel() for shape in shapes if shape.numel() == max(shape, default=0)}
     axes = [axis for axis in range(output.ndim) if output.shape[axis] in vectors]
-    if not axes:
-        return output.ndim - 1
-    # A channels-first LayerNorm normalises the last dimension, and moves it to the front in a view.
-    innermost = [axis for axis in axes if output.stride(axis) == 1]
-    return innermost[0] if innermost else axes[-1]
+    if axes:
+        # A channels-first LayerNorm normalises the last dimension, and moves it to the front in a view.
+        innermost = [axis for axis in axes if output.stride(axis) == 1]
+        return innermost[0] if innermost else axes[-1]
+    is_linear = any(len(shape) > 1 and output.shape[-1] in shape for shape in shapes)
+    return output.ndim - 1 if is_linear else None
 
 
 def unit_axis(x: Tensor, before: Units | None) -> int:
