@@ -307,7 +307,10 @@ def test_the_axis_of_inputs_that_differ_in_their_dimensions():
     with ActivityMonitor(model) as monitor:
         model(torch.randn(4, 5))
         model(torch.randn(4, 3, 5))
-    assert (only(monitor.report()).axis, only(monitor.report()).samples) == (-1, 16)
+        layer = only(monitor.end_window())
+        assert (layer.axis, layer.samples) == (-1, 16)
+        model(torch.randn(4, 3, 5))
+    assert only(monitor.report()).axis == 2  # of this window's alone
 
 
 # Repeated calls -----------------------------------------------------------------------------------------
@@ -352,6 +355,20 @@ def test_a_varying_number_of_calls_says_so():
     }
     assert report.varying == {"relu": (2, 4)}
     assert "Varying: relu ran 2 to 4 times in a forward of the model." in str(report)
+
+
+def test_each_window_has_its_own_number_of_calls():
+    """The names stay, so that windows can be compared."""
+    model = Recurrent()
+    with ActivityMonitor(model) as monitor:
+        for steps in (3, 1):
+            model(torch.randn(5, 6), steps)
+            report = monitor.end_window()
+        assert [layer.layer for layer in report] == ["relu[1]"]
+        assert report.varying == {}
+    assert monitor.report().silent == ("relu",)
+    with pytest.raises(KeyError, match="layer 'relu' was not called in window 3"):
+        monitor.report()["relu"]
 
 
 def test_calls_outside_a_forward_of_the_model_are_a_forward_each():

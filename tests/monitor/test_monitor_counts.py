@@ -8,7 +8,14 @@ from cases import DTYPES, eager_modules, fused_module, values, watched
 from torch import nn
 from watching import check, kinds, net, only
 
-from fusedact import ActivityMonitor, FusedELUDropout, FusedLeakyDropout, FusedReLUDropout, rows
+from fusedact import (
+    ActivityMonitor,
+    FusedELUDropout,
+    FusedLeakyDropout,
+    FusedReLUDropout,
+    FusedSquaredReLUDropout,
+    rows,
+)
 from fusedact.kernels.counted import Row
 
 
@@ -259,6 +266,22 @@ def test_a_unit_of_nan_leaves_the_others_figures():
     assert figures["negative"] == 3 / 8
     assert figures["mean_activity"] == pytest.approx((1 + 1 + 0 + 0.01) / 4)
     assert "37.5%" in str(monitor.report())
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+def test_activity_is_of_inputs_that_are_finite(value):
+    module = nn.ReLU()
+    with ActivityMonitor(module) as monitor:
+        module(torch.tensor([[value, 1.0], [2.0, 1.0]]))
+    assert only(monitor.report()).activity.tolist() == [2.0, 1.0]
+
+
+def test_activity_is_of_outputs_that_are_finite():
+    """1e30 squared is above float32."""
+    module = FusedSquaredReLUDropout(0.0)
+    with ActivityMonitor(module) as monitor:
+        module(torch.tensor([[1e30, 1.0], [2.0, 1.0]]))
+    assert only(monitor.report()).activity.tolist() == [4.0, 1.0]
 
 
 def test_a_dead_unit_that_diverges_has_not_revived():

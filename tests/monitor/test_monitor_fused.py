@@ -166,7 +166,13 @@ def test_signs_of_special_values(activation, dtype, through_kernels, launched):
     with ActivityMonitor(module) as monitor:
         module(x)
     assert names(launched) == FROM_BITS
-    assert only(monitor.report()).fired.tolist() == [0, 0, 2100, 0, 0, 2100, 2100, 0]
+    layer = only(monitor.report())
+    assert layer.fired.tolist() == [0, 0, 2100, 0, 0, 2100, 2100, 0]
+    read = layer.finite_samples
+    assert read == layer.activity_samples < layer.samples == 2100
+    assert layer.nan.tolist() == [0, 0, 0, 0, read, 0, 0, 0]
+    assert layer.inf.tolist() == [0, 0, read, read, 0, 0, 0, 0]
+    assert layer.negative == pytest.approx(4 / 7)  # of the seven units that aren't NaN
 
 
 def test_results_are_the_same_with_and_without_it_in_the_kernels(through_kernels):

@@ -94,6 +94,29 @@ def test_the_kernel_and_a_single_units_stride(device):
     check_kernel(rows.RELU, torch.randn(40, device=device).as_strided((40, 1), (1, 7)), -1)
 
 
+def test_the_kernel_in_several_programs(device):
+    """Along the samples, of units that stand last."""
+    check_kernel(rows.RELU, torch.randn(9000, 3, device=device), -1)
+
+
+def test_what_no_launch_can_hold(device):
+    """Then PyTorch counts. Only the numbers are looked at: nothing is launched."""
+    from fusedact.kernels import monitor
+
+    assert monitor._fired(2**33, 2**30, 1, 1, 8) is not None
+    assert monitor._fired(2**34, 2**31, 1, 1, 8) is None  # positions in a period
+    assert monitor._fired(2**35, 1, 1, 1, 8) is not None
+    assert monitor._fired(2**37, 1, 1, 1, 8) is None  # programs
+    dtype, everything = torch.float32, FIGURES[0]
+    for bound, units, fits in [
+        (Bound(rows.LEAKY_RELU, (0.1,)), 2**20, True),
+        (Bound(rows.LEAKY_RELU, (0.1,)), 2**22, False),  # programs
+        (Bound(rows.LEAKY_RELU, (1e39,)), 2**20, False),  # beyond float32
+    ]:
+        launch = monitor._input(bound, dtype, Shape(1, units, 64), 64, 1, everything)
+        assert (launch is not None) == fits
+
+
 FIGURES = [
     Figures(True, True, True),
     Figures(True, True, False),

@@ -71,6 +71,7 @@ def test_advice_needs_its_cause():
     assert "learning rate" not in advised(nn.ReLU(), dead, dead[::-1])  # one died, another revived
     assert "learning rate" not in advised(nn.ReLU(), dead, dead)
     assert "at p = 0.8. A lower p left fewer dead units" in advised(FusedReLUDropout(0.8), dead)
+    assert "at p = 0.5. A lower p" in advised(FusedReLUDropout(0.5), dead)
     assert "lower p" not in advised(FusedReLUDropout(0.2), dead)
     assert "LeakyReLU" in advised(FusedReLUDropout(0.8), [-1.0] * 3)
     assert "lower p" not in advised(FusedReLUDropout(0.8), [-1.0] * 3)  # nothing passes the layer
@@ -93,11 +94,14 @@ def test_no_advice_from_units_that_are_not_finite(value):
 def test_advice_from_few_samples_is_to_take_more():
     module = nn.ReLU()
     with ActivityMonitor(module) as monitor:
-        module(-torch.ones(20, 3))
-    (line,) = monitor.report().advice()
-    assert line.startswith(
-        "(the model): 3 units silent in 20 samples, too few to tell. Take a longer window;"
-    )
+        module(-torch.ones(99, 3))
+        (line,) = monitor.report().advice()
+        assert line.startswith(
+            "(the model): 3 units silent in 99 samples, too few to tell. Take a longer window;"
+        )
+        module(-torch.ones(1, 3))
+        (line,) = monitor.report().advice()
+        assert "never fired in 100 samples" in line
 
 
 def test_advice_names_sections_of_the_study_that_found_it():
@@ -187,6 +191,16 @@ def test_plot(tmp_path):
     left, right = figure.axes
     assert list(left.lines[0].get_xdata()) == [1, 2, 3, 4]
     assert len(right.patches) == 2
+
+
+def test_what_the_plot_shows():
+    pytest.importorskip("matplotlib")
+    with ActivityMonitor(nn.ReLU()) as monitor:
+        monitor._model(torch.tensor([[4.0, 4.0, 0.01, -1.0]]))
+    left, right = monitor.plot().axes
+    shown = {line.get_label(): list(line.get_ydata()) for line in left.lines}
+    assert shown == {"(the model): dead": [25.0], "(the model): dormant": [50.0]}
+    assert right.patches[0].get_xy()[:, 0].max() == pytest.approx(4 / 2.0025)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
