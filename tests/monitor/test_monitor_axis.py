@@ -221,7 +221,7 @@ ORDERED = {
         1,
     ),
     "weights of branches": ((nn.Conv1d(3, 10, 1), Weighted()), (7, 3, 6), 1),
-    "weights of branches in a block": ((WeightedBlock(nn.Conv2d(3, 10, 1)),), (7, 3, 6, 5), 1),
+    "weights of branches in a block": ((WeightedBlock(nn.Conv2d(3, 10, 1)),), (7, 3, 6, 2), 1),
     "a convolution of one's own": ((Standardised(3, 10),), (7, 3, 6, 5), 1),
     "a convolution of one's own, as many positions": ((Standardised(3, 10),), (7, 3, 12, 12), 1),
     "a position's embedding": ((nn.Linear(3, 10), Positions(4, 10)), (7, 4, 3), 2),

@@ -159,7 +159,10 @@ def check_kernel(activation, x, dim):
         torch.testing.assert_close(tally.activity.cpu(), 2 * total * figures.activity, rtol=tolerance, atol=0)
 
 
-RANGES = [((-torch.inf, -1.0), (2.0, torch.inf)), ((-0.5, 0.5),), ((2.5, torch.inf),)]
+RANGES = [
+    *(((-torch.inf, -1.0), (2.0, torch.inf)), ((-0.5, 0.5),), ((2.5, torch.inf),)),
+    ((-1.0, -0.5), (2.0, 2.0)),
+]
 
 
 @pytest.mark.parametrize("ranges", RANGES, ids=str)
@@ -174,7 +177,7 @@ def test_ranges_on_both_sides(ranges, shape, device, monkeypatch):
     monitor._input.cache_clear()
     monitor._input_kernel.cache_clear()
     x = torch.randn(shape, device=device) * 2
-    x[0, :3].flatten()[:3] = torch.tensor([torch.nan, ranges[0][1], torch.inf])
+    x.flatten()[:4] = torch.tensor([torch.nan, ranges[0][1], torch.inf, ranges[-1][0]])
     inside = torch.zeros_like(x, dtype=torch.bool)
     for low, high in ranges:
         inside |= (x >= low) & (x <= high)
