@@ -30,11 +30,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         digits = mnist_data.load(options.data)
-        regimes = [regime for regime in (QUICK if options.quick else REGIMES) if regime.name in options.regime]
+        regimes = [
+            regime for regime in (QUICK if options.quick else REGIMES) if regime.name in options.regime
+        ]
         folder = options.work / ("quick" if options.quick else "whole")
         run([job for regime in regimes for job in regime.jobs()], digits, folder, options.processes)
         for regime in regimes:
-            store.collect(regime.jobs(), store.digest(digits), digits.source, folder, options.out / f"{regime.name}.json")
+            store.collect(
+                regime.jobs(),
+                store.digest(digits),
+                digits.source,
+                folder,
+                options.out / f"{regime.name}.json",
+            )
     except (mnist_data.DataError, store.DamagedError) as error:
         raise SystemExit(str(error)) from None
 

@@ -1,5 +1,6 @@
 """One job: its nets trained, and measured on the way."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +14,9 @@ from .nets import CLASSES, Measured, Stack, loss_of, measure, optimiser_of
 from .regimes import Job
 
 
-def perform(job: Job, digits: Digits, progress: Callable[[float], None] = lambda share: None) -> dict[str, Any]:
+def perform(
+    job: Job, digits: Digits, progress: Callable[[float], None] = lambda share: None
+) -> dict[str, Any]:
     """Train a job's nets and return its result; `progress` is told the share that is done.
 
     The result depends on the job, the digits and the number of threads alone, to the last digit.
@@ -44,7 +47,9 @@ def perform(job: Job, digits: Digits, progress: Callable[[float], None] = lambda
                 history.append(measure(stack, test_images, test_labels))
         if regime.tasks > 1:
             history.append(measure(stack, test_images[:, pixels], test_labels))
-    seen = measure(stack, digits.train_images[chosen[: regime.test]], digits.train_labels[chosen[: regime.test]])
+    seen = measure(
+        stack, digits.train_images[chosen[: regime.test]], digits.train_labels[chosen[: regime.test]]
+    )
     seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
     nets = [_net(job, i, history) for i in range(len(job.arms))]
     if regime.tasks == 1:
@@ -65,7 +70,7 @@ def _net(job: Job, i: int, history: list[Measured]) -> dict[str, Any]:
     """One net's figures, a list entry for each time it was measured and, for units, each hidden layer."""
     arm = job.arms[i]
     silent = [[layer[i] for layer in measured.silent] for measured in history]
-    pairs = list(zip(silent, silent[1:], strict=False))
+    pairs = itertools.pairwise(silent)
     return {
         "activation": arm.activation,
         "p": arm.p,
@@ -73,9 +78,7 @@ def _net(job: Job, i: int, history: list[Measured]) -> dict[str, Any]:
         "accuracy": [round(100 * measured.accuracy[i].item(), 3) for measured in history],
         "loss": [_rounded(measured.loss[i].item()) for measured in history],
         "silent": [[int(layer.sum()) for layer in layers] for layers in silent],
-        "revived": [
-            [int((old & ~new).sum()) for old, new in zip(*pair, strict=True)] for pair in pairs
-        ],
+        "revived": [[int((old & ~new).sum()) for old, new in zip(*pair, strict=True)] for pair in pairs],
         "finite": bool(history[-1].finite[i]),
     }
 

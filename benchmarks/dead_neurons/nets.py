@@ -1,7 +1,8 @@
 """Many nets of one shape in one stack: each operation computes all of them."""
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,11 @@ from torch import Generator, Tensor, nn
 from .regimes import HE, Arm, Optimiser
 
 CLASSES = 10
-_ACTIVATIONS = {"relu": F.relu, "leaky_relu": F.leaky_relu, "elu": F.elu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "elu": F.elu,
+}
 
 
 class Stack(nn.Module):
@@ -21,12 +26,14 @@ class Stack(nn.Module):
     PyTorch's initialisation of `nn.Linear`, or He's (normal, gain of ReLU) with biases of 0.
     """
 
+    p: Tensor
+
     def __init__(self, arms: Sequence[Arm], sizes: Sequence[int], seed: int) -> None:
         super().__init__()
         self.arms = tuple(arms)
         generator = torch.Generator().manual_seed(seed)
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+        for fan_in, fan_out in itertools.pairwise(sizes):
             bound = 1 / math.sqrt(fan_in)
             uniform = torch.empty(fan_in, fan_out).uniform_(-bound, bound, generator=generator)
             bias = torch.empty(1, fan_out).uniform_(-bound, bound, generator=generator)
@@ -37,7 +44,8 @@ class Stack(nn.Module):
         self.register_buffer("p", torch.tensor([arm.p for arm in arms]).view(-1, 1, 1), persistent=False)
         # Arms of one activation stand together.
         self._slices = [
-            (function, slice(*span)) for function, span in zip(_ACTIVATIONS.values(), self._spans(), strict=True)
+            (function, slice(*span))
+            for function, span in zip(_ACTIVATIONS.values(), self._spans(), strict=True)
         ]
 
     def _spans(self) -> Iterator[tuple[int, int]]:
@@ -69,8 +77,9 @@ class Stack(nn.Module):
 
 def optimiser_of(stack: Stack, optimiser: Optimiser) -> torch.optim.Optimizer:
     """Return PyTorch's optimiser: of a stack it is every net's own, since no net's gradient has another's."""
-    kind = {"Adam": torch.optim.Adam, "SGD": torch.optim.SGD}[optimiser.name]
-    return kind(stack.parameters(), lr=optimiser.lr, fused=True)
+    if optimiser.name == "SGD":
+        return torch.optim.SGD(stack.parameters(), lr=optimiser.lr, fused=True)
+    return torch.optim.Adam(stack.parameters(), lr=optimiser.lr, fused=True)
 
 
 def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
@@ -101,7 +110,8 @@ class Measured(NamedTuple):
 @torch.no_grad()
 def measure(stack: Stack, images: Tensor, labels: Tensor, chunk: int = 1000) -> Measured:
     """Measure all nets on images [n, 784] and labels [n]."""
-    right, loss, finite = 0, 0, True
+    nets = len(stack.arms)
+    right, loss, finite = torch.zeros(nets), torch.zeros(nets), torch.ones(nets, dtype=torch.bool)
     fired: list[Tensor] = []
     for some, own in zip(images.split(chunk), labels.split(chunk), strict=True):
         logits, inputs = stack(some)

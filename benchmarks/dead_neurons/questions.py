@@ -1,9 +1,9 @@
-"""The questions, stated before the nets were trained, and the statistics that answer them.
+"""The questions, stated before any result was looked at, and the statistics that answer them.
 
-Each question compares two arms of one regime, or one arm at two times. Arms are paired by seed: the nets of one
-seed begin with the same weights and see the same digits in the same order. The effect is the mean difference,
-its 95 % interval and probability come from a paired t-test, and the probabilities are adjusted after Holm
-("A simple sequentially rejective multiple test procedure", 1979) for all questions together.
+Each question compares two arms of one regime, or one arm at two times. Arms are paired by seed: the nets of
+one seed begin with the same weights, and see the same digits in the same order. The effect is the mean
+difference. Its 95 % interval and its probability come from a paired t-test. The probabilities are adjusted
+for all questions together (Holm, "A simple sequentially rejective multiple test procedure", 1979).
 """
 
 from collections.abc import Sequence
@@ -116,7 +116,9 @@ class Results:
             regime, (name, lr) = job["settings"]["regime"], job["settings"]["optimiser"].rsplit("-", 1)
             self._units[regime["name"]] = sum(regime["hidden"])
             for net in job["nets"]:
-                at = At(regime["name"], net["activation"], net["p"], Optimiser(name, float(lr)), net["init"], 0)
+                at = At(
+                    regime["name"], net["activation"], net["p"], Optimiser(name, float(lr)), net["init"], 0
+                )
                 self._nets.setdefault(at, {})[job["settings"]["seed"]] = net
 
     def nets(self, at: At) -> dict[int, dict[str, Any]]:
@@ -166,6 +168,5 @@ def holm(probabilities: Sequence[float]) -> list[float]:
     order = np.argsort(probabilities)
     count = len(probabilities)
     raised = np.maximum.accumulate([min(1.0, (count - i) * probabilities[at]) for i, at in enumerate(order)])
-    result = np.empty(count)
-    result[order] = raised
-    return result.tolist()
+    result = dict(zip(order.tolist(), raised.tolist(), strict=True))
+    return [result[at] for at in range(count)]

@@ -100,18 +100,21 @@ class Job:
 REGIMES = (
     Regime("tutorial", narrow=True),
     Regime("deep", hidden=(128,) * 4, seeds=5, optimisers=(ADAM, SGD), narrow=True),
-    Regime(
-        "overfitting", train=5_000, epochs=60, every=5, seeds=5, optimisers=(ADAM, SGD), inits=(PYTORCH,)
-    ),
-    Regime(
-        "continual", train=10_000, epochs=1, tasks=60, seeds=5, optimisers=(ADAM, SGD), inits=(PYTORCH,)
-    ),
+    Regime("overfitting", train=5_000, epochs=60, every=5, seeds=5, optimisers=(ADAM, SGD), inits=(PYTORCH,)),
+    Regime("continual", train=10_000, epochs=1, tasks=60, seeds=5, optimisers=(ADAM, SGD), inits=(PYTORCH,)),
 )
 # The same questions in five minutes: they show that everything runs, and no effect.
 QUICK = (
     Regime("tutorial", train=6_000, epochs=2, seeds=2, narrow=True, test=2_000),
     Regime(
-        "deep", hidden=(128,) * 4, train=6_000, epochs=1, seeds=2, optimisers=(ADAM, SGD), narrow=True, test=2_000
+        "deep",
+        hidden=(128,) * 4,
+        train=6_000,
+        epochs=1,
+        seeds=2,
+        optimisers=(ADAM, SGD),
+        narrow=True,
+        test=2_000,
     ),
     Regime(
         "overfitting",
