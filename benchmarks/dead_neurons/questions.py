@@ -121,6 +121,10 @@ class Results:
                 )
                 self._nets.setdefault(at, {})[job["settings"]["seed"]] = net
 
+    def has(self, at: At) -> bool:
+        """Return whether that arm was trained."""
+        return replace(at, time=0) in self._nets
+
     def nets(self, at: At) -> dict[int, dict[str, Any]]:
         """Return the nets of one arm, by seed."""
         return self._nets[replace(at, time=0)]
