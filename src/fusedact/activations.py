@@ -77,6 +77,7 @@ class Activation:
         representable: exact alone: act(x) has x's dtype without rounding.
         rounds_parameters: eager rounds the parameters to the tensor's dtype.
         slope: ONE_BIT alone: the derivative where the gradient passes.
+        vanishes: ONE_BIT alone: act(x) is 0 where the gradient doesn't pass. It saves instructions.
         own_gradient: INPUT alone: `backward` is `gradient(g, x, a, b)`, g times the derivative with
             eager's roundings.
         inplace: PyTorch's function takes `inplace`.
@@ -101,6 +102,7 @@ class Activation:
     representable: bool = False
     rounds_parameters: bool = False
     slope: float = 1.0
+    vanishes: bool = False
     own_gradient: bool = False
     inplace: bool = False
     homogeneous: bool = False

@@ -18,8 +18,6 @@ from benchmarks.machine_code.row import Row, load, save
 RESULTS = ROOT / "benchmarks" / "results" / "machine-code"
 # Kernels that are predicted to be slower than torch.compile's on some GPU, in bfloat16.
 SLOWER: set[tuple[str, str]] = set()
-# ptxas spills one register here, 8 bytes a thread.
-SPILLED = {("backward", "logsigmoid", "float32", "fast")}
 SLACK = 0.25  # instructions per element: what the compiler's order of the same work may change
 
 
@@ -97,7 +95,7 @@ def test_the_committed_counts_are_whole():
         for activation in EVERY
         for build in kernels.USUAL
     }, anew
-    assert {(row.kernel, row.activation, row.dtype, row.rng) for row in wasteful(mine)} == SPILLED
+    assert not wasteful(mine)
 
 
 def made_up(**changes: object) -> Row:
