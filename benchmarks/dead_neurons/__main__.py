@@ -6,11 +6,12 @@ from pathlib import Path
 
 from benchmarks import mnist_data
 
-from . import store
+from . import page, store
 from .regimes import QUICK, REGIMES
 from .run import run
 
 RESULTS = Path(__file__).parents[1] / "results" / "dead-neurons"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,7 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--work", type=Path, default=Path("build/dead-neurons"), metavar="DIR", help="a file for each job"
     )
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="a file for each regime")
+    parser.add_argument("--page", action="store_true", help="write the page from --out, and train nothing")
     options = parser.parse_args(arguments)
+    if options.page:
+        page.write(page.load(options.out), DOCS)
+        return
     try:
         digits = mnist_data.load(options.data)
         regimes = [
