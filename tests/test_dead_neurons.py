@@ -12,11 +12,13 @@ from cases import ROOT
 from torch import nn
 
 import fusedact
+from benchmarks.dead_neurons import __main__ as page_command
 from benchmarks.dead_neurons import job as jobs
-from benchmarks.dead_neurons import questions, store
+from benchmarks.dead_neurons import page, questions, store
 from benchmarks.dead_neurons.nets import Stack, loss_of, measure, optimiser_of
 from benchmarks.dead_neurons.questions import ACCURACY, SILENT, At, Question, Results
 from benchmarks.dead_neurons.regimes import ACTIVATIONS, ADAM, FAST_ADAM, HE, PYTORCH, SGD, Arm, Job, Regime
+from benchmarks.dead_neurons.text import SECTIONS
 from benchmarks.mnist_data import Digits
 
 TINY = Regime("tutorial", hidden=(12, 8), train=96, epochs=2, seeds=2, batch=16, test=64)
@@ -212,3 +214,31 @@ def test_probabilities_are_adjusted_as_holm_has_it():
     """The example of Holm's article's table, by hand: 4 p1, 3 p2, 2 p3, p4, never falling."""
     assert questions.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert questions.holm([0.5, 0.9]) == [1.0, 1.0]
+
+
+def test_the_page_and_its_figures_are_what_the_results_make(tmp_path):
+    """Byte for byte. Another matplotlib may draw the same with other bytes."""
+    study = page.load(page_command.RESULTS)
+    page.write(study, tmp_path)
+    assert (tmp_path / "study.md").read_text() == (ROOT / "docs" / "study.md").read_text()
+    made = sorted(path.name for path in tmp_path.glob("*.svg"))
+    assert made == sorted(path.name for path in (ROOT / "docs").glob("study-*.svg"))
+    assert made == sorted(f"study-{section.key}.svg" for section in SECTIONS)
+    again = tmp_path / "again"
+    again.mkdir()
+    page.write(study, again)
+    assert all((again / name).read_bytes() == (tmp_path / name).read_bytes() for name in made)
+
+
+def test_there_are_nets_whose_units_die_and_nets_whose_units_do_not():
+    results = page.load(page_command.RESULTS).results
+    at = At("tutorial", p=0.5)
+    assert results.at(dataclasses.replace(at, optimiser=FAST_ADAM), SILENT).min() > 10
+    assert results.at(dataclasses.replace(at, optimiser=SGD), SILENT).max() < 1
+    assert results.at(dataclasses.replace(at, time=0), SILENT).max() < 1
+
+
+def test_a_sentence_that_the_results_do_not_support_stops_the_page():
+    assert page.holds(True, "It is so.") == "It is so."
+    with pytest.raises(ValueError, match="don't support this sentence any more: It is so"):
+        page.holds(False, "It is so.")

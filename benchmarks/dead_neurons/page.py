@@ -167,8 +167,8 @@ def advised(study: Study) -> str:
     held = holds(results.at(TUTORIAL, ACCURACY).min() > 90, "ReLU and dropout work together.")
     return f"""- **"ReLU + dropout just works": kept.** {held} Where a net doesn't overfit, dropout has a
   price: p = 0.5 {effect(works[0])}.
-- **"Monitor for dead neurons": kept.** Accuracy doesn't show them. Without dropout, and with Adam at 0.01, nets
-  with {silent:.0f} % of their units dead still reach {accuracy:.1f} %.
+- **"Monitor for dead neurons": kept.** Accuracy doesn't show them. Without dropout, and with Adam at 0.01,
+  nets with {silent:.0f} % of their units dead still reach {accuracy:.1f} %.
 - **"Try LeakyReLU or ELU": corrected.** A lower learning rate spares units too. With Adam at 0.001 LeakyReLU
   {effect(remedies[1])}, and ELU {effect(remedies[3])}. At 0.01 LeakyReLU {effect(remedies[4])}, and ELU
   {effect(remedies[5])}.
@@ -197,13 +197,13 @@ def how(study: Study) -> str:
     versions = {name: sorted({job["versions"][name] for job in jobs}) for name in ("python", "torch")}
     made = ", ".join(f"{name} {' and '.join(values)}" for name, values in versions.items())
     nets = sum(len(job["nets"]) for job in jobs)
-    return f"""{nets:,} nets were trained on MNIST, in batches of 64. He's initialisation was tried with Adam at 0.001
-alone.
+    return f"""{nets:,} nets were trained on MNIST, in batches of 64. He's initialisation was tried with
+Adam at 0.001 alone.
 
 {settings()}
 
 - A unit is **silent** if, with dropout off, its activation's input is positive for none of the 10,000
-  held-out digits. A silent ReLU unit is dead. In continual learning the digits are permuted as the task's are.
+  held-out digits. A silent ReLU unit is dead. In continual learning these digits are permuted as the task's.
 - Units and accuracy were measured before training and after every epoch. In overfitting it was every fifth
   epoch, in continual learning every task. `ActivityMonitor` counts the same units, which a test compares.
 - Arms are paired by seed: same initial weights, same order of digits. Effects are mean differences. The
