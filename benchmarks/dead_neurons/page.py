@@ -211,8 +211,8 @@ Adam at 0.001 alone.
   written down before any result was looked at.
 - Bands in the figures reach from the lowest to the highest seed.
 
-`python -m benchmarks.dead_neurons` trains them. It took {cpu:.0f} minutes of CPU time ({made}). `--quick` takes
-five, and `--page` writes this page from the [raw results](../benchmarks/results/dead-neurons)."""
+`python -m benchmarks.dead_neurons` trains them. It took {cpu:.0f} minutes of CPU time ({made}). `--quick`
+takes five, and `--page` writes this page from the [raw results](../benchmarks/results/dead-neurons)."""
 
 
 def load(folder: Path) -> Study:
