@@ -35,11 +35,12 @@ def advice(layer: "LayerActivity") -> Iterator[str]:
         f"such units, and made nets more accurate {_see(RATE)}."
     )
     yield (
-        f"{layer.layer}: LeakyReLU and ELU left fewer units silent. Nets became more accurate only with ELU, at "
-        f"a learning rate that kills units {_see(REMEDIES)}."
+        f"{layer.layer}: LeakyReLU and ELU left fewer units silent. Nets became more accurate only with ELU, "
+        f"at a learning rate that kills units {_see(REMEDIES)}."
     )
     if layer.p is not None and layer.p >= 0.8:
-        yield f"{layer.layer}: p = {layer.p:g}. A p of 0.8 left more dead units than no dropout {_see(KILLS)}."
+        much = "A p of 0.8 left more dead units than no dropout"
+        yield f"{layer.layer}: p = {layer.p:g}. {much} {_see(KILLS)}."
 
 
 def _see(*sections: str) -> str:
