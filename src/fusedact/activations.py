@@ -140,7 +140,7 @@ class Activation:
         row, numbers = self, []
         for parameter, value in zip(self.parameters, values, strict=True):
             if parameter.choices is None:
-                numbers.append(check_finite(parameter.name, value))  # type: ignore[arg-type]
+                numbers.append(check_finite(parameter.name, value))
             elif type(value) is str and value in parameter.choices:
                 row = parameter.choices[value] or row
             else:
