@@ -2,14 +2,13 @@
 
 import math
 import numbers
-
 from typing import Any
 
 from torch import Tensor, nn
 
 
 def _number(value: Any) -> Any:
-    """Return the number in a 0-dim tensor that needs no gradient, which PyTorch takes for one; else `value`."""
+    """Return the number in a 0-dim tensor that needs no gradient, as PyTorch does; else `value`."""
     if isinstance(value, Tensor) and value.ndim == 0 and not value.requires_grad and not value.is_complex():
         return value.item()
     return value
