@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 # None on a build without CUDA.
@@ -20,6 +20,9 @@ in_transforms: Callable[[], bool] = torch._C._are_functorch_transforms_active
 is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
 is_zero: Callable[[Tensor], bool] = Tensor._is_zerotensor
 
+# The bases of PyTorch's own layers of a kind.
+CONVOLUTION, NORM = nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase
+
 
 def in_backward() -> bool:
     """Whether autograd's engine is running this thread: forward then is a checkpoint that computes again."""
@@ -29,6 +32,23 @@ def in_backward() -> bool:
 def hidden_from_modes() -> contextlib.AbstractContextManager[Any]:
     """Return a context in which no torch dispatch mode sees an operation."""
     return _disable_current_modes() if torch._C._len_torch_dispatch_stack() else contextlib.nullcontext()
+
+
+def is_exporting() -> bool:
+    """Whether `torch.export` traces."""
+    # torch.compiler.is_exporting() says so in all that torch 2.11 compiles.
+    return bool(torch.compiler._is_exporting_flag)
+
+
+def is_replica(module: nn.Module) -> bool:
+    """Whether it is one of DataParallel's copies, which share the module's hooks."""
+    return bool(getattr(module, "_is_replica", False))
+
+
+def constant_to_compilers(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a compiler call `function` once, while it traces; `assume_constant_result` would import one."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def quick_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
