@@ -84,9 +84,14 @@ def child(connection, blob):
     sys.path.insert(0, str(__file__).rpartition("/")[0])
     from fusedact.fusion import recognise
 
-    calls, run = [], recognise.run
-    recognise.run = lambda *args: calls.append(1) or run(*args)
-    recognise._runs_kernels = lambda x: True
+    calls = []
+
+    def by_kernels(row, x, values, p, *_):
+        calls.append(row.name)
+        return F.dropout(row.function(x, *values), p)
+
+    recognise.by_kernels = by_kernels
+    recognise.runs_kernels = lambda x: True
     torch.manual_seed(1)
     model = pickle.loads(blob)
     connection.send((len(calls), model(X).tolist(), len(calls)))
