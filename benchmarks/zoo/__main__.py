@@ -96,8 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results.add(results.rows, apart(sweep, model) or {})
     done = {(row["library"], row["model"]) for row in results.bits}
     pairs = {(row["library"], row["model"]) for row in results.rows if row.get("fused")}
-    for model in models:
-        if model.tiny and (model.library, model.name) in pairs - done and len(results.bits) < options.bits:
+    for model in sorted(models, key=lambda each: not each.tiny):  # torchvision has no small ones
+        if (model.library, model.name) in pairs - done and len(results.bits) < options.bits:
             row = apart(compare_bits, model)
             if row is not None and "same" in row:
                 results.add(results.bits, row)

@@ -223,16 +223,30 @@ def run_both(model: nn.Module, fused: nn.Module, errors: list[str]) -> dict[str,
 
 def compare_bits(model: Model, seconds: int) -> dict[str, Any] | None:
     """A small model in earnest, plain beside fused; None if it has no pair or no input is known."""
-    try:
-        with limited(seconds):
+    with limited(seconds):
+        for build in model.tiny or model.build:
             torch.manual_seed(0)
-            plain = first(model.tiny or model.build).train()
-            fused = fusedact.fuse(plain)
-            pairs = len(fusedact.fusion_report(fused).fused)
-            arguments = next((a for a in inputs(plain) if _runs(plain, a)), None) if pairs else None
-    except Exception:
-        return None
-    if arguments is None:
+            try:
+                plain = build().train()
+            except Exception:
+                continue
+            for arguments in inputs(plain):
+                with_values = {name: _filled(value) for name, value in arguments.items()}
+                if _runs(plain, with_values):
+                    return _compared(model, plain, with_values)
+    return None
+
+
+def _filled(value: Any) -> Any:
+    """Numbers in place of zeros."""
+    floating = isinstance(value, Tensor) and value.is_floating_point()
+    return torch.randn(value.shape) if floating else value
+
+
+def _compared(model: Model, plain: nn.Module, arguments: dict[str, Any]) -> dict[str, Any] | None:
+    fused = fusedact.fuse(plain)
+    pairs = len(fusedact.fusion_report(fused).fused)
+    if not pairs:
         return None
     same: dict[str, bool] = {}
     ran: Counter[str] = Counter()
