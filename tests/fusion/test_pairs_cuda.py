@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compare import assert_unchanged
-from test_tools import PAIRS, Net
+from nets import PAIRS, Net
 from torch import nn
 
 from fusedact import fuse

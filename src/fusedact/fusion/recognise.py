@@ -196,7 +196,7 @@ def dropout(
     """With which probability a call drops elements, 0 in eval mode; None if it does anything else."""
     if type(callee) is _Dropout:
         own = callee.__dict__
-        p, training, inplace = own["p"], own["training"], own["inplace"]
+        p, training, inplace = own.get("p"), own["training"], own.get("inplace")
         if (
             kwargs
             or len(args) != 1
