@@ -35,3 +35,16 @@ class Net(nn.Module):
 
 
 PAIRS = 3
+
+
+class Lone(nn.Module):
+    """Dropouts of what no activation returned, and a pair."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.drop = nn.Linear(8, 8), nn.Dropout(0.3)
+        self.seq = nn.Sequential(nn.Dropout(0.2), nn.Linear(8, 8), nn.ReLU(), nn.Dropout(0.1))
+
+    def forward(self, x):
+        h = self.drop(self.fc(x))
+        return self.seq(h) + F.dropout(h, 0.4, self.training)

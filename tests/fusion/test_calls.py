@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compare import X, assert_same, check
-from nets import Base
+from nets import Base, Lone
 from torch import nn
 
 from fusedact import fuse
@@ -180,3 +180,19 @@ def test_dropout_that_is_always_on(kernels):
         assert_same(net.train(training), new.train(training), X)
         assert len(kernels) == 1
         kernels.clear()
+
+
+def test_lone_dropout(kernels):
+    net = Lone()
+    assert_same(net, fuse(net, lone_dropout=True), X)
+    assert [(name, p) for name, _, p in kernels] == [
+        ("identity", 0.3),
+        ("identity", 0.2),
+        ("relu", 0.1),
+        ("identity", 0.4),
+    ]
+    kernels.clear()
+    fuse(net)(X)
+    assert [name for name, *_ in kernels] == ["relu"]
+    fuse(net, lone_dropout=True).eval()(X)
+    assert len(kernels) == 1

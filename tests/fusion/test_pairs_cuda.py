@@ -4,9 +4,8 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from compare import assert_unchanged
-from nets import PAIRS, Net
+from nets import PAIRS, Lone, Net
 from torch import nn
 
 from fusedact import fuse
@@ -65,17 +64,21 @@ def test_original_calls_where_no_kernel_can_run(cuda, calls):
     assert not calls
 
 
-class Lone(nn.Module):
-    """Dropouts of what no activation returned, and a pair."""
+def test_a_compiler_is_given_the_operators(cuda, calls):
+    """In one graph, without PyTorch's dropouts."""
+    torch.compiler.reset()
+    graphs = []
 
-    def __init__(self):
-        super().__init__()
-        self.fc, self.drop = nn.Linear(8, 8), nn.Dropout(0.3)
-        self.seq = nn.Sequential(nn.Dropout(0.2), nn.Linear(8, 8), nn.ReLU(), nn.Dropout(0.1))
+    def backend(module, inputs):
+        graphs.append([str(node.target) for node in module.graph.nodes if node.op == "call_function"])
+        return module
 
-    def forward(self, x):
-        h = self.drop(self.fc(x))
-        return self.seq(h) + F.dropout(h, 0.4, self.training)
+    new = fuse(Net().to(cuda))
+    torch.compile(new, backend=backend, fullgraph=True)(torch.randn(16, 8, device=cuda))
+    (graph,) = graphs
+    assert sum("fusedact.activation_dropout" in target for target in graph) == PAIRS
+    assert not any("dropout" in target and "fusedact" not in target for target in graph)
+    assert not calls
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

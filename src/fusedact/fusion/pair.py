@@ -33,6 +33,12 @@ class Deferred:
         """The call as it was written."""
         return _call(self.callee, self.args, self.kwargs)
 
+    def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of another call, with this one's result where it stands for it."""
+        if args:
+            return (self.run(), *args[1:]), kwargs
+        return args, {**kwargs, "input": self.run()}
+
 
 def value(result: Any) -> Any:
     """`result`, of which nothing is put off any more."""
@@ -81,33 +87,34 @@ class Calls:
                 return calls.chain(CHAIN, callee, held, fresh, True)
             found = dropout(callee, args, kwargs, fresh)
         if type(held) is Deferred:
-            held = held.run()
-            args, kwargs = ((held, *args[1:]), kwargs) if args else (args, {**kwargs, "input": held})
+            args, kwargs = held.given(args, kwargs)
         if found is None:
             return _call(callee, args, kwargs)
-        if self.lone_dropout and type(found) is not Bound and dropout(callee, args, kwargs):
-            alone = Deferred(None, (held,), {}, IDENTITY)
-            together = self._together(key, alone, callee, args, kwargs)
+        if self.lone_dropout and type(found) is not Bound:
+            together = self._together(key, Deferred(None, args, kwargs, IDENTITY), callee, args, kwargs)
             if together is not None:
                 return together
         return Deferred(callee, args, kwargs, found)
 
     def finish(self, key: Key, callee: Any, /, *args: Any, **kwargs: Any) -> Any:
         """A call whose result goes where nothing is known of it."""
-        if args and type(args[0]) is Deferred:  # what most calls come to, without what the others need
-            together = self._together(key, args[0], callee, args, kwargs)
+        held = args[0] if args else kwargs["input"]
+        if type(held) is Deferred:
+            together = self._together(key, held, callee, args, kwargs)
             if together is not None:
                 return together
-            args = (args[0].run(), *args[1:])
-        return value(self.begin(key, None, callee, *args, **kwargs))
+            args, kwargs = held.given(args, kwargs)
+        if self.lone_dropout:
+            return value(self.begin(key, None, callee, *args, **kwargs))
+        return _call(callee, args, kwargs)
 
     def pair(self, first: Key, key: Key, drop: Any, act: Any, x: Any, /) -> Any:
         """`drop(act(x))`: a `finish` on a `begin`, as most pairs are, without what others need."""
         if type(x) is not Deferred and not self.watchers and not getattr(act, PRE_HOOKS, None):
-            activated = activation(act, (x,), {})
             p = dropout(drop, (x,), {}, NEW)
-            if activated is not None and p is not None and 0.0 < p < 1.0:
-                result = fused(activated, x, p, ())
+            if p is not None and 0.0 < p < 1.0:
+                activated = activation(act, (x,), {})
+                result = None if activated is None else fused(activated, x, p, ())
                 if result is not None:
                     return result
         return self.finish(key, drop, self.begin(first, None, act, x))
