@@ -164,6 +164,59 @@ class Left:
             h = self.fc(x)
             return self.drop(self.inplace(self.ident(h))) + h
 
+    class InPlaceOfEither(Base):
+        """What looks like a layer's result is another tensor in this run."""
+
+        reason = "works in place, on a tensor that others may read"
+
+        def forward(self, x):
+            x, layer = x * 1, len(x) > 100
+            y = self.drop(self.inplace(self.fc(x) if layer else x))
+            return y + x
+
+    class InPlaceAfterABranch(Base):
+        reason = "works in place, on a tensor that others may read"
+
+        def forward(self, x):
+            x = x * 1
+            if len(x) > 100:
+                h = self.fc(x)
+            else:
+                h = x
+            h = self.inplace(h)
+            h = self.drop(h)
+            return h + x
+
+    class InPlaceAfterAnIf(Base):
+        reason = "works in place, on a tensor that others may read"
+
+        def forward(self, x):
+            x = x * 1
+            for i in range(2):
+                h = x
+                if i:
+                    h = self.fc(x)
+                h = self.drop(self.inplace(h))
+            return h + x
+
+    class InPlaceAfterTheNextLayer(Base):
+        """What says which layer runs must run once."""
+
+        reason = "works in place, on a tensor that others may read"
+
+        def forward(self, x):
+            layers = iter([self.fc, self.fc2])
+            x = self.drop(self.inplace(next(layers)(x)))
+            return next(layers)(x)
+
+    class InPlaceAfterAnIndexThatMoves(Base):
+        reason = "works in place, on a tensor that others may read"
+
+        def forward(self, x):
+            layers, numbers = nn.ModuleList([self.fc, self.fc2]), iter(range(2))
+            x = self.drop(self.inplace(layers[next(numbers)](x)))
+            return layers[next(numbers)](x)
+
     class Channels(Base):
         reason = "no fused kernel for Dropout2d"
 

@@ -13,6 +13,8 @@ _STRAIGHT = (
     *(ast.Call, ast.BinOp, ast.UnaryOp, ast.Attribute, ast.keyword, ast.Tuple, ast.List, ast.Dict),
     *(ast.Assign, ast.AnnAssign, ast.Return, ast.Expr, ast.Subscript, ast.Starred, ast.Compare),
 )
+# What only names something, as in `self.layers[-1]`.
+_NAMING = (ast.Name, ast.Attribute, ast.Subscript, ast.Constant, ast.UnaryOp, ast.USub, ast.Load)
 _EVALUATORS = {"eval", "exec", "globals", "locals", "vars", "dir"}
 AGAIN = "the result of the first is used again"
 BETWEEN = "other code stands between the two"
@@ -61,18 +63,25 @@ class Function:
         self.declared = {name for n in declarations for name in n.names}
         self.declares = any(self._scope(n) is node for n in declarations)
         self.calls = sorted((n for n in self.nodes if isinstance(n, ast.Call)), key=_end)
-        self.links = [link for call in self.calls for link in self._links(call)]
+        self.links = [
+            Link(first, call, problem)
+            for call in self.calls
+            for first, problem in self._sources(call, argument(call))
+        ]
         self.loops = [n for n in self.nodes if isinstance(n, ast.For) and self._is_chain(n)]
 
     def producer(self, call: ast.Call) -> ast.expr | None:
-        """What is called for a call's input, if nothing else gets that; None if that isn't certain."""
-        for first, problem in self._sources(call, argument(call)):
-            return first.func if not problem else None
-        return None
+        """What is called for a call's input, if nothing else gets that; None if that isn't certain.
 
-    def _links(self, second: ast.Call) -> Iterator[Link]:
-        for first, problem in self._sources(second, argument(second)):
-            yield Link(first, second, problem)
+        It may be evaluated again.
+        """
+        value = argument(call)
+        above = self._block(self._statement(call))[0]
+        # Of what may stand in two branches, only one runs.
+        certain = getattr(above[-1], "value", None) if above and isinstance(value, ast.Name) else value
+        sources = [first for first, problem in self._sources(call, value) if first is certain and not problem]
+        func = sources[0].func if sources else None
+        return func if func is not None and all(isinstance(n, _NAMING) for n in ast.walk(func)) else None
 
     def _sources(self, user: ast.AST, value: ast.expr | None) -> Iterator[tuple[ast.Call, str]]:
         """The calls whose result is `value`, which `user` gets: a call, or a statement that renames it."""
