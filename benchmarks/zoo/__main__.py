@@ -1,6 +1,6 @@
 """`fuse` on models that nobody here wrote: torchvision's, and one of every Hugging Face configuration.
 
-    python -m benchmarks.zoo [--only torchvision|transformers] [--match TEXT] [--bits N] [--json FILE]
+    python -m benchmarks.zoo [--only LIBRARY] [--match TEXT] [--jobs N] [--bits N] [--json FILE]
 
 Every model is built on the meta device (Hugging Face's with few layers, no dropout at p = 0) and called
 twice in training mode, as it is and fused, where the eager composition takes the kernels' place. Models that
@@ -15,11 +15,14 @@ aren't run again.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import resource
+import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -30,32 +33,47 @@ from benchmarks.zoo.models import Model, torchvision_models, transformers_models
 from benchmarks.zoo.running import compare_bits, sweep
 from benchmarks.zoo.table import table
 
-SECONDS = 150  # per model
+SECONDS = 100  # per model
 BYTES = 8 << 30  # per model
 
 Row = dict[str, Any]
 
 
-def apart(function: Callable[[Model, int], Row | None], model: Model) -> Row | None:
-    """The function's row of a model, from a process of its own, which may fail."""
-    here, there = multiprocessing.Pipe(duplex=False)
-
-    def work() -> None:
-        resource.setrlimit(resource.RLIMIT_DATA, (BYTES, BYTES))
-        there.send(function(model, SECONDS))
-
-    process = multiprocessing.get_context("fork").Process(target=work)
-    process.start()
-    there.close()
-    row: Row | None = {"library": model.library, "model": model.name, "not_run": ["its process ended"]}
+def apart(
+    function: Callable[[Model, int], Row | None], models: Iterable[Model], jobs: int
+) -> Iterator[Row | None]:
+    """The function's rows of models, each from a process of its own, which may fail; `jobs` run at a time."""
+    context = multiprocessing.get_context("fork")
+    waiting = list(models)[::-1]
+    running: dict[Connection, tuple[Model, float, Any]] = {}
     try:
-        if here.poll(2 * SECONDS):
-            row = here.recv()
-    except EOFError:
-        pass
-    process.kill()
-    process.join()
-    return row
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                model = waiting.pop()
+                here, there = context.Pipe(duplex=False)
+                process = context.Process(target=_work, args=(function, model, there))
+                process.start()
+                there.close()
+                running[here] = model, time.monotonic() + 2 * SECONDS, process
+            ready = wait(list(running), timeout=1)
+            for here, (model, end, process) in list(running.items()):
+                if here in ready or time.monotonic() > end:
+                    row: Row | None = {"library": model.library, "model": model.name}
+                    row |= {"not_run": ["its process ended"]}
+                    with contextlib.suppress(EOFError):
+                        row = here.recv() if here in ready else row
+                    process.kill()
+                    process.join()
+                    del running[here]
+                    yield row
+    finally:
+        for _, _, process in running.values():
+            process.kill()
+
+
+def _work(function: Callable[[Model, int], Row | None], model: Model, there: Connection) -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (BYTES, BYTES))
+    there.send(function(model, SECONDS))
 
 
 class Results:
@@ -83,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=["torchvision", "transformers"])
     parser.add_argument("--match", default="", help="models whose name has it")
     parser.add_argument("--bits", type=int, default=25, help="so many small models on the CPU (default: 25)")
+    parser.add_argument("--jobs", type=int, default=1, help="models at a time (default: 1)")
     parser.add_argument("--json", type=Path, help="write the raw results there")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
@@ -91,16 +110,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     models = [m for m in found if options.match in m.name and options.only in (None, m.library)]
     results = Results(options.json)
     done = {(row["library"], row["model"]) for row in results.rows}
-    for model in models:
-        if (model.library, model.name) not in done:
-            results.add(results.rows, apart(sweep, model) or {})
+    for row in apart(sweep, [m for m in models if m.key not in done], options.jobs):
+        results.add(results.rows, row or {})
     done = {(row["library"], row["model"]) for row in results.bits}
     pairs = {(row["library"], row["model"]) for row in results.rows if row.get("fused")}
-    for model in sorted(models, key=lambda each: not each.tiny):  # torchvision has no small ones
-        if (model.library, model.name) in pairs - done and len(results.bits) < options.bits:
-            row = apart(compare_bits, model)
-            if row is not None and "same" in row:
-                results.add(results.bits, row)
+    found = sorted(models, key=lambda each: not each.tiny)  # torchvision has no small ones
+    for row in apart(compare_bits, [m for m in found if m.key in pairs - done], options.jobs):
+        if row is not None and "same" in row:
+            results.add(results.bits, row)
+        if len(results.bits) >= options.bits:
+            break
     print(table(results.rows, results.bits))
     failed = any("error" in row for row in results.rows)
     return int(failed or not all(all(row["same"].values()) for row in results.bits))

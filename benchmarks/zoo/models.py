@@ -43,6 +43,10 @@ class Model:
     build: tuple[Build, ...]
     tiny: tuple[Build, ...] = ()
 
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.library, self.name
+
 
 def torchvision_models() -> Iterator[Model]:
     from torchvision import models

@@ -1,6 +1,7 @@
 """Calls that look like a pair and have to run as they are written, each with the reason in the report."""
 
 import pytest
+import torch
 import torch.nn.functional as F
 from compare import X, check
 from nets import Base
@@ -127,6 +128,37 @@ class Left:
             h = self.act(self.fc(x))
             return self.drop(h) if self.flag else x
 
+    class CallInAnArgument(Base):
+        reason = "other code stands between"
+
+        def forward(self, x):
+            h = self.fc(x)
+            return F.dropout(F.relu(h), self.doubled(h), self.training)
+
+        def doubled(self, h):
+            with torch.no_grad():
+                h.mul_(2)
+            return 0.2
+
+    class CallInAKeyword(CallInAnArgument):
+        def forward(self, x):
+            h = self.fc(x)
+            y = F.relu(h)
+            return F.dropout(y, training=self.training, p=self.doubled(h))
+
+    class CallThatGivesTheDropout(Base):
+        reason = "other code stands between"
+
+        def forward(self, x):
+            h = self.fc(x)
+            y = F.relu(h)
+            return self.dropout_for(h)(y)
+
+        def dropout_for(self, h):
+            with torch.no_grad():
+                h.mul_(2)
+            return self.drop
+
     class Kept(Base):
         reason = "kept where other code could see it"
 
@@ -182,7 +214,7 @@ class Left:
             if len(x) > 100:
                 h = self.fc(x)
             else:
-                h = x
+                h, self.seen = x, 1
             h = self.inplace(h)
             h = self.drop(h)
             return h + x

@@ -107,5 +107,11 @@ def test_a_sweep_goes_on_where_it_was_stopped(monkeypatch, tmp_path, capsys):
 
 
 def test_a_model_whose_process_ends(monkeypatch):
-    row = zoo.apart(lambda model, seconds: [][1], Model("ours", "net", (Net,)))
-    assert row["not_run"] == ["its process ended"]
+    def work(model, seconds):
+        if model.name == "1":
+            raise KeyError
+        return {"model": model.name}
+
+    rows = list(zoo.apart(work, [Model("ours", str(i), (Net,)) for i in range(4)], 2))
+    assert sorted(row["model"] for row in rows) == ["0", "1", "2", "3"]
+    assert [row.get("not_run") for row in rows if row["model"] == "1"] == [["its process ended"]]

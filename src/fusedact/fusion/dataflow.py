@@ -11,10 +11,11 @@ _SCOPES = (*_FUNCTIONS, ast.ClassDef, ast.ListComp, ast.SetComp, ast.DictComp, a
 # What may stand between a statement and a call in it that runs exactly once, before any other call.
 _STRAIGHT = (
     *(ast.Call, ast.BinOp, ast.UnaryOp, ast.Attribute, ast.keyword, ast.Tuple, ast.List, ast.Dict),
-    *(ast.Assign, ast.AnnAssign, ast.Return, ast.Expr, ast.Subscript, ast.Starred, ast.Compare),
+    *(ast.Assign, ast.AnnAssign, ast.Return, ast.Expr, ast.Subscript, ast.Starred),
 )
 # What only names something, as in `self.layers[-1]`.
 _NAMING = (ast.Name, ast.Attribute, ast.Subscript, ast.Constant, ast.UnaryOp, ast.USub, ast.Load)
+_RUNNING = (ast.Call, ast.Await, ast.Yield, ast.YieldFrom)  # other code
 _EVALUATORS = {"eval", "exec", "globals", "locals", "vars", "dir"}
 AGAIN = "the result of the first is used again"
 BETWEEN = "other code stands between the two"
@@ -64,7 +65,7 @@ class Function:
         self.declares = any(self._scope(n) is node for n in declarations)
         self.calls = sorted((n for n in self.nodes if isinstance(n, ast.Call)), key=_end)
         self.links = [
-            Link(first, call, problem)
+            Link(first, call, problem or _between(call))
             for call in self.calls
             for first, problem in self._sources(call, argument(call))
         ]
@@ -214,7 +215,7 @@ class Function:
             node = self.parents[node]
             if not isinstance(node, _STRAIGHT):
                 return False
-        others = [n for n in ast.walk(statement) if isinstance(n, ast.Call | ast.Await | ast.Yield)]
+        others = [n for n in ast.walk(statement) if isinstance(n, _RUNNING)]
         return not any(n is not call and _end(n) <= _start(call) for n in others)
 
     def _is_chain(self, node: ast.For) -> bool:
@@ -243,6 +244,15 @@ def argument(call: ast.Call) -> ast.expr | None:
     if is_method(call):
         return call.func.value  # type: ignore[attr-defined,no-any-return]
     return next((keyword.value for keyword in call.keywords if keyword.arg == "input"), None)
+
+
+def _between(call: ast.Call) -> str:
+    """What its function and other arguments do before it runs, when its input is there; empty for nothing."""
+    given = argument(call)
+    inside = [*call.args, *(keyword.value for keyword in call.keywords)]
+    inside += [call.func] if isinstance(given, ast.Name) and not is_method(call) else []
+    runs = (isinstance(n, _RUNNING) for each in inside if each is not given for n in ast.walk(each))
+    return BETWEEN if any(runs) else ""
 
 
 def is_method(call: ast.Call) -> bool:
