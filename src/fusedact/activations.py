@@ -155,10 +155,10 @@ class Activation:
         """
         if self.numeric:
             for value in values:
-                if type(value) is not float or not -inf < value < inf:
+                if type(value) is not float or not -inf < value < inf or not value:
                     break
             else:  # as at nearly every call
-                return Bound(self, tuple([value + 0.0 for value in values]))  # type: ignore[operator]
+                return Bound(self, values)  # type: ignore[arg-type]
         row, numbers = self, []
         for parameter, value in zip(self.parameters, values, strict=True):
             if parameter.choices is None:
