@@ -4,11 +4,13 @@ Where a build of PyTorch lacks a name, it stands here for None.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules import module as _module
+from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _disable_current_modes
 
 # None on a build without CUDA.
@@ -20,6 +22,21 @@ in_transforms: Callable[[], bool] = torch._C._are_functorch_transforms_active
 is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
 is_zero: Callable[[Tensor], bool] = Tensor._is_zerotensor
 
+function_modes: Callable[[], int] = torch._C._len_torch_function_stack
+
+# Hooks on the calls of all modules, by kind; where there are none, all are empty.
+global_hooks: tuple[Mapping[int, Any], ...] = (
+    _module._global_forward_hooks,
+    _module._global_forward_pre_hooks,
+    _module._global_backward_hooks,
+    _module._global_backward_pre_hooks,
+)
+# A module's attributes: its hooks, and the names of its buffers that aren't stored.
+HOOKS, PRE_HOOKS, UNSTORED = "_forward_hooks", "_forward_pre_hooks", "_non_persistent_buffers_set"
+# The bases of PyTorch's own layers of a kind.
+CONVOLUTION, NORM = nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase
+DROPOUT = nn.modules.dropout._DropoutNd
+
 
 def in_backward() -> bool:
     """Whether autograd's engine is running this thread: forward then is a checkpoint that computes again."""
@@ -29,6 +46,48 @@ def in_backward() -> bool:
 def hidden_from_modes() -> contextlib.AbstractContextManager[Any]:
     """Return a context in which no torch dispatch mode sees an operation."""
     return _disable_current_modes() if torch._C._len_torch_dispatch_stack() else contextlib.nullcontext()
+
+
+def calls_alone(module: nn.Module, forward: Any, may_stay: Callable[[Mapping[int, Any]], bool]) -> bool:
+    """Whether calling `module` runs `forward`, hooks that `may_stay` or all modules have, and no more."""
+    own = module.__dict__
+    after, before = own["_forward_hooks"], own["_forward_pre_hooks"]
+    return (
+        type(module).forward is forward
+        and not (own["_backward_hooks"] or own["_backward_pre_hooks"])
+        and not (after and not may_stay(after))
+        and not (before and not may_stay(before))
+        and "forward" not in own
+        and "_compiled_call_impl" not in own
+    )
+
+
+def has_users_modes() -> bool:
+    """Whether a torch function mode of the user's wants to see every function that is called."""
+    modes = [torch._C._get_function_stack_at(i) for i in range(function_modes())]
+    return any(not isinstance(mode, DeviceContext) for mode in modes)
+
+
+def is_autocast() -> bool:
+    """Whether autocast is on for any device that a kernel may run on."""
+    return torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu")
+
+
+def is_exporting() -> bool:
+    """Whether `torch.export` traces."""
+    # torch.compiler.is_exporting() says so in all that torch 2.11 compiles.
+    return bool(torch.compiler._is_exporting_flag)
+
+
+def is_replica(module: nn.Module) -> bool:
+    """Whether it is one of DataParallel's copies, which share the module's hooks."""
+    return bool(getattr(module, "_is_replica", False))
+
+
+def constant_to_compilers(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a compiler call `function` once, while it traces; `assume_constant_result` would import one."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def quick_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:

@@ -4,6 +4,7 @@ The rows themselves are in `fusedact.rows`; an activation of one's own comes by 
 """
 
 import enum
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from .checks import check_finite
 
 Ranges = tuple[tuple[float, float], ...]  # intervals of inputs, both ends included
+_NEGATIVE: Ranges = ((-inf, 0.0),)
 
 
 class Saves(enum.Enum):
@@ -51,6 +53,26 @@ class Bound(NamedTuple):
 
     row: "Activation"
     values: tuple[float, ...]
+
+    @property
+    def dead(self) -> Ranges:
+        """The inputs at which the derivative is exactly 0."""
+        return _dead(self)
+
+    @property
+    def dies_where_negative(self) -> bool:
+        """Whether a unit is dead that never had a positive input, so that the kernels' packed bits tell."""
+        return self.dead in ((), _NEGATIVE)
+
+    @property
+    def saturated(self) -> Ranges:
+        """The inputs at which hardly any gradient passes."""
+        return self.row.saturated(*self.values)
+
+
+@functools.lru_cache(maxsize=4096)
+def _dead(bound: Bound) -> Ranges:
+    return bound.row.dead(*bound.values)
 
 
 def nowhere(*values: float) -> Ranges:
@@ -133,14 +155,14 @@ class Activation:
         """
         if self.numeric:
             for value in values:
-                if type(value) is not float or not -inf < value < inf:
+                if type(value) is not float or not -inf < value < inf or not value:
                     break
             else:  # as at nearly every call
-                return Bound(self, tuple([value + 0.0 for value in values]))  # type: ignore[operator]
+                return Bound(self, values)  # type: ignore[arg-type]
         row, numbers = self, []
         for parameter, value in zip(self.parameters, values, strict=True):
             if parameter.choices is None:
-                numbers.append(check_finite(parameter.name, value))  # type: ignore[arg-type]
+                numbers.append(check_finite(parameter.name, value))
             elif type(value) is str and value in parameter.choices:
                 row = parameter.choices[value] or row
             else:
