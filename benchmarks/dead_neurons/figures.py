@@ -149,5 +149,9 @@ def draw(panels: Sequence[Panel], path: Path) -> None:
                 axes.fill_between(line.places, low, high, color=colour, alpha=0.15, linewidth=0)
             axes.set(title=panel.title, xlabel=panel.across, ylabel=panel.up)
             axes.grid(alpha=0.3)
+            if panel.across in ("epoch", "task"):
+                axes.xaxis.get_major_locator().set_params(integer=True)
+            if panel.up == _LABELS[SILENT]:
+                axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))
         axes.legend(fontsize=9)
         figure.savefig(path, metadata={"Date": None})

@@ -35,9 +35,10 @@ def said(answer: Answer) -> str:
     interval = f"95 % interval {sign(answer.low)} to {sign(answer.high)}"
     values = f"{answer.old:.2f} → {answer.new:.2f} %"
     if answer.clear:
-        verdict = "**more**" if answer.difference > 0 else "**less**"
+        words = ("higher", "lower") if q.measure == ACCURACY else ("more", "fewer")
+        word = words[int(answer.difference < 0)]
         ending = (
-            f"{verdict}, by {sign(answer.difference)} {unit} ({interval}, {probability(answer.probability)})"
+            f"**{word}**, {sign(answer.difference)} {unit} ({interval}, {probability(answer.probability)})"
         )
     else:
         most = max(abs(answer.low), abs(answer.high))
