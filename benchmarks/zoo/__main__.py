@@ -58,8 +58,8 @@ def apart(
             ready = wait(list(running), timeout=1)
             for here, (model, end, process) in list(running.items()):
                 if here in ready or time.monotonic() > end:
-                    row: Row | None = {"library": model.library, "model": model.name}
-                    row |= {"not_run": ["its process ended"]}
+                    ended = {"not_run": ["its process ended"]}
+                    row: Row | None = {"library": model.library, "model": model.name, **ended}
                     with contextlib.suppress(EOFError):
                         row = here.recv() if here in ready else row
                     process.kill()
