@@ -44,6 +44,17 @@ SEED, OFFSET = 0x9E3779B97F4A7C15, 4 * (2**40 + 2**32 - 3)
 # Each vec of eager's plan, less and more than a block, than its grid, than an iteration.
 SIZES = (1, 7, 10, 1000, 4096, 8200, 12_292, 20_001, 40_000)
 
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels_last": lambda x: x.to(memory_format=torch.channels_last),
+    "transposed": lambda x: x.transpose(0, 3),
+    "misaligned": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),
+    "sliced": lambda x: torch.cat([x, x], 3)[..., ::2],
+    "expanded": lambda x: x[:, :1].expand(x.shape),
+    "negated": lambda x: torch._neg_view(-x),
+    "0-d": lambda x: x[0, 0, 0, 0],
+}
+
 # Values other than the defaults, so that one that is ignored is seen.
 _VALUES = {
     "negative_slope": 0.3,
@@ -273,3 +284,11 @@ def compiling(script: str) -> list[str]:
     result = subprocess.run(command, env=environment(ROOT), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()
+
+
+def train(module, x, seed=1):
+    """Value and gradient for a seed."""
+    torch.manual_seed(seed)
+    x = x.detach().requires_grad_()
+    y = module(x)
+    return y.detach(), *torch.autograd.grad(y, x, torch.ones_like(y))

@@ -79,14 +79,15 @@ def compiled(case: Case, dtype: Dtype, target: str) -> Any:
     # Tensors below 2 GiB, which on AMD take another kind of access, are the usual ones.
     attributes = [["tt.divisibility", 16]] + ([["tt.pointer_range", 32]] if amd else [])
     plan, row = plan_of(case.rng, dtype.torch.itemsize), case.activation
+    unit = bool(row.parameters) and row.parameters[0].default == 1  # as with PyTorch's own defaults
     if case.kernel == "forward":
         function = dropout.forward_kernel
-        constants = configuration.forward_constants(row, dtype.torch, plan, in_graphs=False)
+        constants = configuration.forward_constants(row, dtype.torch, plan, unit, in_graphs=False)
         constants["signs_ptr"] = None
     else:
         function = dropout.backward_kernel
         from_output = case.kernel == "backward_from_output"
-        constants = configuration.backward_constants(row, dtype.torch, plan, from_output)
+        constants = configuration.backward_constants(row, dtype.torch, plan, unit, from_output)
         if not _reads_saved(case):
             constants["saved_ptr"] = None
     options = {name: constants.pop(name) for name in tuple(constants) if name not in function.arg_names}

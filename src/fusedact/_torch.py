@@ -84,6 +84,17 @@ def is_exporting() -> bool:
     return bool(torch.compiler._is_exporting_flag)
 
 
+def is_replica(module: nn.Module) -> bool:
+    """Whether it is one of DataParallel's copies, which share the module's hooks."""
+    return bool(getattr(module, "_is_replica", False))
+
+
+def constant_to_compilers(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a compiler call `function` once, while it traces; `assume_constant_result` would import one."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 def quick_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     """Return `function.apply` without its support of functorch, which takes a microsecond."""
     apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]

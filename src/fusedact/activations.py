@@ -4,6 +4,7 @@ The rows themselves are in `fusedact.rows`; an activation of one's own comes by 
 """
 
 import enum
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from .checks import check_finite
 
 Ranges = tuple[tuple[float, float], ...]  # intervals of inputs, both ends included
+_NEGATIVE: Ranges = ((-inf, 0.0),)
 
 
 class Saves(enum.Enum):
@@ -52,6 +54,26 @@ class Bound(NamedTuple):
     row: "Activation"
     values: tuple[float, ...]
 
+    @property
+    def dead(self) -> Ranges:
+        """The inputs at which the derivative is exactly 0."""
+        return _dead(self)
+
+    @property
+    def dies_where_negative(self) -> bool:
+        """Whether a unit is dead that never had a positive input, so that the kernels' packed bits tell."""
+        return self.dead in ((), _NEGATIVE)
+
+    @property
+    def saturated(self) -> Ranges:
+        """The inputs at which hardly any gradient passes."""
+        return self.row.saturated(*self.values)
+
+
+@functools.lru_cache(maxsize=4096)
+def _dead(bound: Bound) -> Ranges:
+    return bound.row.dead(*bound.values)
+
 
 def nowhere(*values: float) -> Ranges:
     """Return no range, whatever the parameters."""
@@ -77,6 +99,7 @@ class Activation:
         representable: exact alone: act(x) has x's dtype without rounding.
         rounds_parameters: eager rounds the parameters to the tensor's dtype.
         slope: ONE_BIT alone: the derivative where the gradient passes.
+        vanishes: ONE_BIT alone: act(x) is 0 where the gradient doesn't pass. It saves instructions.
         own_gradient: INPUT alone: `backward` is `gradient(g, x, a, b)`, g times the derivative with
             eager's roundings.
         inplace: PyTorch's function takes `inplace`.
@@ -101,6 +124,7 @@ class Activation:
     representable: bool = False
     rounds_parameters: bool = False
     slope: float = 1.0
+    vanishes: bool = False
     own_gradient: bool = False
     inplace: bool = False
     homogeneous: bool = False
@@ -138,7 +162,7 @@ class Activation:
         row, numbers = self, []
         for parameter, value in zip(self.parameters, values, strict=True):
             if parameter.choices is None:
-                numbers.append(check_finite(parameter.name, value))  # type: ignore[arg-type]
+                numbers.append(check_finite(parameter.name, value))
             elif type(value) is str and value in parameter.choices:
                 row = parameter.choices[value] or row
             else:

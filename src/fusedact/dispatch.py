@@ -53,8 +53,8 @@ def activation_dropout(
     if type(p) is not float or not 0.0 <= p <= 1.0:  # these tests are quicker than the calls
         p = check_probability(p)
     if type(training) is not bool or type(inplace) is not bool or rng not in RNGS:
-        check_flag("training", training)
-        check_flag("inplace", inplace)
+        training = check_flag("training", training)
+        inplace = check_flag("inplace", inplace)
         check_rng(rng)
     if watchers:
         watchers = tuple(watcher for watcher in watchers if watcher.wants(training))

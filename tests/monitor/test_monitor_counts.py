@@ -9,7 +9,7 @@ from torch import nn
 from watching import check, kinds, net, only
 
 from fusedact import ActivityMonitor, FusedELUDropout, FusedLeakyDropout, FusedReLUDropout, rows
-from fusedact.monitor.tally import Row
+from fusedact.kernels.counted import Row
 
 
 @watched

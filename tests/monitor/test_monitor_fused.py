@@ -9,8 +9,9 @@ from torch.utils.checkpoint import checkpoint
 from watching import check_counts, only
 
 from fusedact import ActivityMonitor, FusedELUDropout, FusedReLUDropout, _torch, dispatch, operators, rows
+from fusedact.kernels.counted import Row
 from fusedact.masks import plan as plans
-from fusedact.monitor.tally import Row, Tally
+from fusedact.monitor.tally import Tally
 
 
 class Generator:

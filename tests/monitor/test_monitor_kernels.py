@@ -8,8 +8,9 @@ from cases import DTYPES, WATCHED, compiling, values, watched
 
 from fusedact import rows
 from fusedact.activations import Bound
+from fusedact.kernels.counted import Figures, Row, Shape
 from fusedact.monitor import counting, facts
-from fusedact.monitor.tally import Figures, Row, Shape, Tally
+from fusedact.monitor.tally import Tally
 
 # Units, positions, samples.
 COUNTED = [
@@ -113,7 +114,7 @@ def check_kernel(activation, x, dim):
     h = activation.function(wide if x.dtype is torch.float64 else wide.float(), *numbers).double().abs()
     finite = wide.isfinite() & h.isfinite()
     expected = torch.zeros(len(Row), 1 + units, dtype=torch.int64)
-    low = facts.within(wide, facts.saturated(Bound(activation, numbers)))
+    low = facts.within(wide, Bound(activation, numbers).saturated)
     for row, found in [
         *((Row.FIRED, wide > 0), (Row.NAN, wide.isnan()), (Row.INFINITE, wide.isinf())),
         *((Row.SATURATED, low), (Row.LEFT_OUT, ~finite)),
@@ -129,7 +130,7 @@ def check_kernel(activation, x, dim):
         tally = Tally.zeros(units, x.device)
         tally.counts.add_(2**40)
         for _ in range(2):
-            assert monitor.count_input(Bound(activation, numbers), dense, sampling, figures, tally)
+            assert monitor.count_input(Bound(activation, numbers), dense, sampling, figures, *tally)
         assert torch.equal(tally.counts.cpu() - 2**40, 2 * expected * asked.unsqueeze(1))
         tolerance = 1e-12 if x.dtype is torch.float64 else 1e-5
         torch.testing.assert_close(tally.activity.cpu(), 2 * total * figures.activity, rtol=tolerance, atol=0)
@@ -144,10 +145,9 @@ def test_ranges_on_both_sides(ranges, shape, device, monkeypatch):
     """A row may name any two ranges of inputs, in which units are dead or saturated."""
     from fusedact.kernels import monitor
 
-    for module in (monitor, counting):
-        monkeypatch.setattr(module, "dead", lambda bound: ranges)
-        monkeypatch.setattr(module, "saturated", lambda bound: ranges)
-        monkeypatch.setattr(module, "dies_where_negative", lambda bound: False)
+    for fact in ("dead", "saturated"):
+        monkeypatch.setattr(Bound, fact, ranges)
+    monkeypatch.setattr(Bound, "dies_where_negative", False)
     monitor._input.cache_clear()
     monitor._input_kernel.cache_clear()
     x = torch.randn(shape, device=device) * 2
@@ -158,7 +158,7 @@ def test_ranges_on_both_sides(ranges, shape, device, monkeypatch):
     inner = x.stride(1)
     sampling = counting.sampling(Shape(shape[0], shape[1], inner), 1)
     by_kernel, by_torch = Tally.zeros(shape[1], device), Tally.zeros(shape[1], device)
-    assert monitor.count_input(Bound(rows.RELU, ()), x, sampling, FIGURES[0], by_kernel)
+    assert monitor.count_input(Bound(rows.RELU, ()), x, sampling, FIGURES[0], *by_kernel)
     with monkeypatch.context() as patch:
         patch.setattr(counting, "_kernels", lambda: None)
         counting._read(x, sampling, FIGURES[0], Bound(rows.RELU, ()), by_torch)
@@ -177,8 +177,9 @@ from fusedact import rows
 from fusedact.activations import Bound
 from fusedact.masks.plan import RNGS, eager_plan, fast_plan
 from fusedact.monitor import counting
-from fusedact.monitor.tally import Figures, Shape, Tally
+from fusedact.monitor.tally import Tally
 from fusedact.kernels import monitor
+from fusedact.kernels.counted import Figures, Shape
 from fusedact.kernels.configuration import configure
 
 x = torch.empty(2**20, dtype=torch.bfloat16)

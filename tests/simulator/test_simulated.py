@@ -14,7 +14,7 @@ ONE = ["-k", "not leaky_relu and not -elu and not [elu and not dynamic"]
 # Arguments of pytest. On small GPUs a small tensor makes eager's loop go round several times.
 ON_SMALL_GPUS = {
     "values": ["tests/engine/test_cuda.py", "tests/engine/test_cuda_graphs.py"],
-    "graphs": ["tests/engine/test_graphs.py", *ONE],
+    "graphs": ["tests/engine/test_graphs.py", "tests/engine/test_captures.py", *ONE],
     "composition": ["tests/engine/test_training.py", "tests/engine/test_saved_tensors.py"],
     "monitor": ["tests/monitor/test_monitor_models.py"],
     "pairs": ["tests/fusion/test_pairs_cuda.py"],

@@ -1,4 +1,4 @@
-"""The Triton kernels, and how they are launched. The modules below import Triton; this one does not."""
+"""The Triton kernels, and how they are launched. Only this module and `counted` don't import Triton."""
 
 import importlib.util
 

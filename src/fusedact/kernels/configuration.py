@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..activations import Activation, Saves
 from ..masks.plan import Plan, keep_threshold, scales, to_float32
-from . import half, mathematics
+from . import bfloat16, half, mathematics
 from .dropout import backward_kernel, forward_kernel
 from .launcher import Grid, Kernel
 from .tiles import COLUMNS, TILE, WORD
@@ -145,9 +145,9 @@ def configure(
         grid=shape,
         bits_shape=(programs * iterations * rounds, count, COLUMNS),
         bits_stride=(count * COLUMNS, COLUMNS, 1),
-        forward=_forward_kernel(row, dtype, kind, False, stores_signs),
-        in_graphs=_forward_kernel(row, dtype, kind, True, stores_signs),
-        backward=_backward_kernel(row, dtype, kind, from_output),
+        forward=_forward_kernel(row, dtype, kind, a == 1, False, stores_signs),
+        in_graphs=_forward_kernel(row, dtype, kind, a == 1, True, stores_signs),
+        backward=_backward_kernel(row, dtype, kind, a == 1, from_output),
         walk=(n, plan.blocks),
         forward_scalars=(keep_threshold(p, double, plan.rng), *forward),
         backward_scalars=(n, plan.blocks, *backward),
@@ -166,14 +166,15 @@ def _scalars(double: bool, *numbers: float) -> tuple[float | int, ...]:
     return *map(to_float32, numbers), *nothing
 
 
-def constants(row: Activation, dtype: torch.dtype, plan: Plan, rounds: bool) -> dict[str, Any]:
+def constants(row: Activation, dtype: torch.dtype, plan: Plan, unit: bool, rounds: bool) -> dict[str, Any]:
     """Return the compile-time arguments that both kernels have, and their options.
 
-    `rounds`: eager's bits need the rounding between activation and dropout.
+    `unit`: the first parameter is 1. `rounds`: eager's bits need the rounding between activation and dropout.
     """
     arithmetic = tl.float64 if dtype is torch.float64 else tl.float32
     return {
         "SAVES": row.saves.name.lower(),
+        "UNIT": unit,
         "ARITHMETIC": arithmetic,
         "STORED": _TRITON_DTYPES[dtype] if rounds and plan.rng == "eager" else arithmetic,
         "FAST": plan.rng == "fast",
@@ -186,30 +187,35 @@ def constants(row: Activation, dtype: torch.dtype, plan: Plan, rounds: bool) -> 
     }
 
 
-def forward_constants(row: Activation, dtype: torch.dtype, plan: Plan, in_graphs: bool) -> dict[str, Any]:
+def forward_constants(
+    row: Activation, dtype: torch.dtype, plan: Plan, unit: bool, in_graphs: bool
+) -> dict[str, Any]:
     """Return forward's compile-time arguments: for graphs, or for numbers that the host gives."""
     passes = row.saves in (Saves.ONE_BIT, Saves.TWO_BITS)
     host = {} if in_graphs else {"seed_ptr": None, "offset_ptr": None}
     return {
-        **constants(row, dtype, plan, row.exact and not row.representable),
+        **constants(row, dtype, plan, unit, row.exact and not row.representable),
         "FORWARD": forward_function(row, dtype),
-        "PASSES": _function(row.backward, f"{row.name}_passes", dtype) if passes else None,
+        "VANISHES": row.vanishes,
+        "PASSES": (row.backward or named(f"{row.name}_passes", dtype)) if passes else None,
         **host,
     }
 
 
-def backward_constants(row: Activation, dtype: torch.dtype, plan: Plan, from_output: bool) -> dict[str, Any]:
+def backward_constants(
+    row: Activation, dtype: torch.dtype, plan: Plan, unit: bool, from_output: bool
+) -> dict[str, Any]:
     """Return backward's compile-time arguments."""
     function = None
     if from_output:
         function = getattr(mathematics, f"{row.name}_derivative_from_output")
     elif row.saves is Saves.INPUT:
         what = "gradient" if row.own_gradient else "derivative"
-        function = _function(row.backward, f"{row.name}_{what}", dtype)
+        function = row.backward or named(f"{row.name}_{what}", dtype)
     # Where the gradient is one product, the store rounds it.
     one_product = row.saves is Saves.MASK or (row.saves is Saves.ONE_BIT and row.slope == 1)
     return {
-        **constants(row, dtype, plan, row.exact and not one_product),
+        **constants(row, dtype, plan, unit, row.exact and not one_product),
         "SAVES": "output" if from_output else row.saves.name.lower(),
         "BACKWARD": function,
         "SLOPE": row.slope,
@@ -219,25 +225,30 @@ def backward_constants(row: Activation, dtype: torch.dtype, plan: Plan, from_out
 
 def forward_function(row: Activation, dtype: torch.dtype) -> Any:
     """Return the Triton function of act(x) for tensors of that dtype."""
-    return _function(row.forward, row.name, dtype)
+    return row.forward or named(row.name, dtype)
 
 
-def _function(own: Any, name: str, dtype: torch.dtype) -> Any:
-    """A row's own function, or by name: `half`'s for a half precision if it has one, else `mathematics`'."""
-    if own is not None:
-        return own
-    return (getattr(half, name, None) if dtype.itemsize == 2 else None) or getattr(mathematics, name)
+def named(name: str, dtype: torch.dtype) -> Any:
+    """Return the Triton function of that name in the form that is made for the dtype."""
+    forms = [mathematics]
+    if dtype.itemsize == 2:
+        forms.insert(0, half)
+    if dtype is torch.bfloat16:
+        forms.insert(0, bfloat16)
+    return next(getattr(form, name) for form in forms if hasattr(form, name))
 
 
 @functools.cache
 def _forward_kernel(
-    row: Activation, dtype: torch.dtype, plan: Plan, in_graphs: bool, stores_signs: bool
+    row: Activation, dtype: torch.dtype, plan: Plan, unit: bool, in_graphs: bool, stores_signs: bool
 ) -> Kernel:
     # `stores_signs` makes another kernel of the same constants: one pointer is there or not.
-    other = None if in_graphs else _forward_kernel(row, dtype, plan, True, stores_signs)
-    return Kernel(forward_kernel, forward_constants(row, dtype, plan, in_graphs), other)
+    other = None if in_graphs else _forward_kernel(row, dtype, plan, unit, True, stores_signs)
+    return Kernel(forward_kernel, forward_constants(row, dtype, plan, unit, in_graphs), other)
 
 
 @functools.cache
-def _backward_kernel(row: Activation, dtype: torch.dtype, plan: Plan, from_output: bool) -> Kernel:
-    return Kernel(backward_kernel, backward_constants(row, dtype, plan, from_output))
+def _backward_kernel(
+    row: Activation, dtype: torch.dtype, plan: Plan, unit: bool, from_output: bool
+) -> Kernel:
+    return Kernel(backward_kernel, backward_constants(row, dtype, plan, unit, from_output))

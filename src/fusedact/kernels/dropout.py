@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .philox import philox4x32
-from .tiles import inside_of, joined, offsets_of, origin, split, unpack, with_bit, word_offsets
+from .tiles import inside_of, joined, offsets_of, origin, split, unpack, with_bits, word_offsets
 
 FAST_ROUNDS: tl.constexpr = tl.constexpr(7)  # of Philox; eager's are PyTorch's 10
 
@@ -28,6 +28,12 @@ def _number(single, double, ARITHMETIC: tl.constexpr):
     if tl.float64 == ARITHMETIC:
         number = double.to(tl.int64).to(tl.float64, bitcast=True)
     return number
+
+
+@triton.jit
+def _parameter(single, double, ARITHMETIC: tl.constexpr, UNIT: tl.constexpr):
+    """An activation's parameter; as a constant where UNIT says that it is 1, which saves products."""
+    return tl.full([], 1.0, ARITHMETIC) if UNIT else _number(single, double, ARITHMETIC)
 
 
 @triton.jit
@@ -151,7 +157,9 @@ def forward_kernel(
     offset_ptr,
     FORWARD: tl.constexpr,
     PASSES: tl.constexpr,
+    VANISHES: tl.constexpr,
     SAVES: tl.constexpr,
+    UNIT: tl.constexpr,
     ARITHMETIC: tl.constexpr,
     STORED: tl.constexpr,
     FAST: tl.constexpr,
@@ -167,21 +175,22 @@ def forward_kernel(
 
     A plane of (x > 0), for who counts them, goes to `signs_ptr` where that isn't None.
 
+    VANISHES: where the gradient doesn't pass, act(x) is 0, and it doesn't matter whether dropout keeps it.
+
     Bytes per element of b bytes: 2 b, and 1/8 for each plane of bits.
     """
     GROUPS: tl.constexpr = 32 // LANES
     STEP: tl.constexpr = COLUMNS if VEC == 1 and not FAST else COLUMNS * LANES
-    MERGES_FLAG: tl.constexpr = SAVES == "one_bit"
     SAVES_FLAG: tl.constexpr = SAVES == "two_bits"
-    KEPT_BY: tl.constexpr = (
-        "doubling" if FAST and MERGES_FLAG else "adding" if FAST and SAVES_FLAG else "selecting"
-    )
+    PACKS_FLAG: tl.constexpr = PASSES is not None and not VANISHES
+    # Packed before the product, the bits of half precisions need fewer predicates at a time; others' don't.
+    EARLY: tl.constexpr = LANES == 8
     k, first, base, left = origin(n, blocks, FAST, VEC, LANES, COLUMNS)
     offsets = offsets_of(blocks, FAST, VEC, LANES, COLUMNS)
     x_ptr += base
     y_ptr += base
     scale = _number(scale, scale_64, ARITHMETIC)
-    a = _number(a, a_64, ARITHMETIC)
+    a = _parameter(a, a_64, ARITHMETIC, UNIT)
     b = _number(b, b_64, ARITHMETIC)
     # In the interpreter an integer's type goes by its value.
     key = (seed_low.to(tl.uint32), seed_high.to(tl.uint32))
@@ -213,24 +222,27 @@ def forward_kernel(
         keeps = ()
         for lane in tl.static_range(LANES):
             keeps = keeps + (words[lane] < threshold,)
-        keep = joined(keeps, COLUMNS, LANES)
         x = xs[g].to(ARITHMETIC)
+        keep = joined(keeps, COLUMNS, LANES)
+        if VANISHES:
+            keep &= PASSES(x, a, b)
+            keeps = split(keep, COLUMNS, LANES)
+        elif PASSES is not None:
+            flags = split(PASSES(x, a, b), COLUMNS, LANES)
+        if EARLY:
+            kept = with_bits(kept, keeps, g, LANES)
         # A product and no select: a dropped inf or NaN is NaN in eager mode.
         y = _rounded(FORWARD(x, a, b), STORED) * tl.where(keep, scale, 0.0)
         inside = inside_of(g, offsets, first, left, blocks, FAST, VEC, LANES, COLUMNS)
         tl.store(y_ptr + g * STEP + offsets, y.to(y_ptr.dtype.element_ty), mask=inside)
-        flags = keeps
-        if SAVES_FLAG or MERGES_FLAG:
-            flags = split(PASSES(x, a, b), COLUMNS, LANES)
-        for lane in tl.static_range(LANES):
-            bit = keeps[lane] & flags[lane] if MERGES_FLAG else keeps[lane]
-            kept = with_bit(kept, bit, g * LANES + lane, KEPT_BY)
-            if SAVES_FLAG:
-                flagged = with_bit(flagged, flags[lane], g * LANES + lane, "selecting")
+        if not EARLY:
+            kept = with_bits(kept, keeps, g, LANES)
+        if PACKS_FLAG:
+            flagged = with_bits(flagged, flags, g, LANES)
         if signs_ptr is not None:
-            flags = split(x > 0, COLUMNS, LANES)
-            for lane in tl.static_range(LANES):
-                positive = with_bit(positive, flags[lane], g * LANES + lane, "selecting")
+            positive = with_bits(positive, split(x > 0, COLUMNS, LANES), g, LANES)
+    if PACKS_FLAG and not SAVES_FLAG:
+        kept &= flagged
     PLANES: tl.constexpr = 2 if SAVES_FLAG else 1
     tl.store(bits_ptr + word_offsets(k, 0, PLANES, COLUMNS), kept)
     if SAVES_FLAG:
@@ -272,6 +284,7 @@ def backward_kernel(
     SAVES: tl.constexpr,
     SLOPE: tl.constexpr,
     OWN_GRADIENT: tl.constexpr,
+    UNIT: tl.constexpr,
     ARITHMETIC: tl.constexpr,
     STORED: tl.constexpr,
     FAST: tl.constexpr,
@@ -295,7 +308,7 @@ def backward_kernel(
     if READS_SAVED:
         saved_ptr += base
     scale = _number(scale, scale_64, ARITHMETIC)
-    a = _number(a, a_64, ARITHMETIC)
+    a = _parameter(a, a_64, ARITHMETIC, UNIT)
     b = _number(b, b_64, ARITHMETIC)
 
     SAVES_FLAG: tl.constexpr = SAVES == "two_bits"

@@ -59,7 +59,7 @@ def _exp(x, factor):
 
 
 @triton.jit
-def _far_tanh(x):
+def far_tanh(x):
     """Return tanh(x) with an absolute error of 2^-23."""
     return tl.fma(inverse(1.0 + tl.exp2(x * (2.0 * LOG2E))), -2.0, 1.0)
 
@@ -80,7 +80,7 @@ def sigmoid_derivative(x, a, b):
 @triton.jit
 def tanh(x, a, b):
     near = tl.fma(x * x * x, -0.3333333432674408, x)
-    return tl.where(tl.abs(x) < 0.03125, near, _far_tanh(x))
+    return tl.where(tl.abs(x) < 0.03125, near, far_tanh(x))
 
 
 @triton.jit
@@ -96,7 +96,7 @@ def tanhshrink(x, a, b):
     u = x * x
     q = tl.fma(u, -0.05113278329372406, 0.13323874771595)
     q = tl.fma(q, u, -0.3333328664302826)
-    return tl.where(tl.abs(x) < 0.3, -x * (q * u), x - _far_tanh(x))
+    return tl.where(tl.abs(x) < 0.3, -x * (q * u), x - far_tanh(x))
 
 
 @triton.jit

@@ -128,10 +128,9 @@ def hardswish_derivative(x, a, b):
     if x.dtype == tl.float64:
         third = x / 3.0
     else:
-        # Rounded as a division is: where the derivative is neither 0 nor 1, |x| < 3.
-        third = x * 0.3333333432674408
-        third = tl.fma(tl.fma(third, -3.0, x), 0.3333333432674408, third)
-    return tl.where(x <= -3.0, 0.0, tl.where(x < 3.0, third + 0.5, 1.0))
+        # Rounded as a division is: no third is near the middle of two neighbours.
+        third = tl.fma(x, 0.3333333432674408, x * -9.934107758624577e-09)
+    return tl.where(tl.abs(x) < 3.0, third + 0.5, tl.where(x <= -3.0, 0.0, 1.0))
 
 
 @triton.jit
@@ -147,14 +146,14 @@ def squared_relu_derivative(x, a, b):
 
 @triton.jit
 def sigmoid(x, a, b):
-    value, _, _ = special.logistic(x)
-    return value
+    return special.sigmoid(x)
 
 
 @triton.jit
 def sigmoid_derivative(x, a, b):
-    left, right, _ = special.logistic(x)
-    return left * right
+    e = special.exp(-tl.abs(x))
+    q = special.divide(1.0, 1.0 + e)
+    return e * q * q
 
 
 @triton.jit
@@ -164,9 +163,10 @@ def tanh(x, a, b):
 
 @triton.jit
 def tanh_derivative(x, a, b):
-    # 1 - tanh(x)^2, which cancels where tanh(x) nears 1, is 4 s (1 - s) with s = 1 / (1 + exp(-2 x)).
-    left, right, _ = special.logistic(2.0 * x)
-    return 4.0 * left * right
+    # 1 - tanh(x)^2, which cancels where tanh(x) nears 1, is 4 e / (1 + e)^2 with e = exp(-2 |x|).
+    e = special.exp(-2.0 * tl.abs(x))
+    q = special.divide(1.0, 1.0 + e)
+    return 4.0 * e * q * q
 
 
 @triton.jit
@@ -324,8 +324,7 @@ def softplus(x, a, b):
 @triton.jit
 def softplus_derivative(x, a, b):
     z, low = special.product(x, a)
-    value, _, _ = special.logistic(z, low)
-    return tl.where(z > b, 1.0, value)
+    return tl.where(z > b, 1.0, special.sigmoid(z, low))
 
 
 @triton.jit
@@ -335,5 +334,4 @@ def logsigmoid(x, a, b):
 
 @triton.jit
 def logsigmoid_derivative(x, a, b):
-    _, value, _ = special.logistic(x)
-    return value
+    return special.sigmoid(-x)

@@ -1,7 +1,7 @@
 """The monitor's two kernels: per unit they count what fires, isn't finite or saturates, and add up |h|.
 
 A dense input is [outer, units, inner] in memory: units stand last where inner is 1, and before a
-convolution's positions otherwise. Counts are 64-bit integers; `fusedact.monitor.tally.Tally` describes them.
+convolution's positions otherwise. Counts are 64-bit integers; `fusedact.kernels.counted.Row` describes them.
 
 - `fired_kernel` reads one bit per element. After `period` = units * inner elements the units are the same
   again, so tiles of the packed bits that are a multiple of it apart have the same units at the same places.
@@ -24,10 +24,9 @@ from torch import Tensor
 
 from ..activations import Activation, Bound, Ranges
 from ..masks.plan import Plan
-from ..monitor.facts import dead, dies_where_negative, saturated
-from ..monitor.tally import Figures, Row, Sampling, Shape, Tally
 from ..watcher import Counter
 from .configuration import WARPS, forward_function, in_tiles, planes
+from .counted import Figures, Row, Sampling, Shape
 from .launcher import Kernel, capturing
 from .tiles import COLUMNS, TILE
 
@@ -355,8 +354,8 @@ def _input_kernel(
             "FORWARD": forward_function(bound.row, dtype),
             "A": a,
             "B": b,
-            "DEAD": None if dies_where_negative(bound) else _two(dead(bound)),
-            "SATURATED": _two(saturated(bound)),
+            "DEAD": None if bound.dies_where_negative else _two(bound.dead),
+            "SATURATED": _two(bound.saturated),
             "UNITS_LAST": inner == 1,
             "UNITS": tile_units,
             "SAMPLES": samples,
@@ -372,13 +371,15 @@ def _two(ranges: Ranges) -> tuple[float, ...] | None:
     return (*ranges[0], *(ranges[1] if len(ranges) > 1 else (math.inf, -math.inf))) if ranges else None
 
 
-def count_input(bound: Bound, x: Tensor, sampling: Sampling, figures: Figures, tally: Tally) -> bool:
-    """Add the figures of a dense `x` to a tally; return False if no launch can."""
+def count_input(
+    bound: Bound, x: Tensor, sampling: Sampling, figures: Figures, counts: Tensor, activity: Tensor
+) -> bool:
+    """Add the figures of a dense `x` to its counts, and |h| to `activity`; return False if no launch can."""
     shape, run, stride, samples = sampling
     launch = _input(bound, x.dtype, shape, run, stride, figures)
     if launch is None or not _free(launch.kernel, x):
         return False
-    return launch.kernel(launch.grid, (x, *tally), (*launch.before, samples, *launch.after))
+    return launch.kernel(launch.grid, (x, counts, activity), (*launch.before, samples, *launch.after))
 
 
 def _free(kernel: Kernel, tensor: Tensor) -> bool:

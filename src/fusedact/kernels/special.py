@@ -163,6 +163,15 @@ def divide(n, d):
 
 
 @triton.jit
+def sigmoid(x, low=None):
+    """Return 1 / (1 + exp(-x)); low is what x lacks of a longer number."""
+    if low is not None:
+        low = tl.where(x < 0, low, -low)
+    e = exp(-tl.abs(x), low)
+    return divide(tl.where(x < 0, e, 1.0), 1.0 + e)
+
+
+@triton.jit
 def logistic(x, low=None, SHIFT: tl.constexpr = 0):
     """Return 2^s / (1 + exp(-x)), 1 / (1 + exp(x)) and 2^-s; s is SHIFT for x < 0 and 0 for others.
 

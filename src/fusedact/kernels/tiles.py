@@ -120,20 +120,14 @@ def split(tile, COLUMNS: tl.constexpr, LANES: tl.constexpr):
 
 
 @triton.jit
-def with_bit(word, bit, PLACE: tl.constexpr, BY: tl.constexpr):
-    """`word` with one bit more, for PLACE = 0 to 31 in turn, from the highest down.
-
-    All three say the same. What the compiler makes of them differs from kernel to kernel: docs/kernels.md
-    has the counts.
-    """
-    VALUE: tl.constexpr = -2147483648 if PLACE == 0 else 1 << (31 - PLACE)
-    if BY == "selecting":
-        word = tl.where(bit, word + VALUE, word)
-    elif BY == "adding":
-        word += tl.where(bit, VALUE, 0)
-    else:
-        word = word * 2 + bit.to(tl.int32)
-    return word
+def with_bits(words, bits, g: tl.constexpr, LANES: tl.constexpr):
+    """Return the words with group g's bits, given lane by lane, added: the first element's is the highest."""
+    for lane in tl.static_range(LANES):
+        # As a signed number the highest bit is -2^31.
+        words = tl.where(
+            bits[lane], words + (-(2**31) if g + lane == 0 else 2 ** (31 - g * LANES - lane)), words
+        )
+    return words
 
 
 @triton.jit

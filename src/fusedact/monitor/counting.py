@@ -12,10 +12,11 @@ from .. import _torch, kernels
 from .._torch import in_backward
 from ..activations import ROWS, Bound
 from ..dispatch import DTYPES
+from ..kernels.counted import Figures, Row, Sampling, Shape
 from ..masks.plan import Plan, graph_plan
 from ..watcher import Counter
-from .facts import compute, dead, dies_where_negative, saturated, within
-from .tally import Figures, Row, Sampling, Shape, Tally
+from .facts import compute, within
+from .tally import Tally
 
 RUN = 64  # positions of a convolution's output that are read together
 WHOLE = 2**16  # elements of inputs that are read whole: they are in a cache, and take the time of a launch
@@ -77,7 +78,7 @@ def add_up(
             read(1, _EVERYTHING)
             return None
         counter: Counter | None = None
-        if plan is not None and dies_where_negative(bound):
+        if plan is not None and bound.dies_where_negative:
             counter = _kernels().fired_counter(bound.row, x.numel(), plan, shape, tally.counts)
         # The signs don't tell what isn't finite: then it is counted in the samples that are read.
         read(stride, Figures(fired=False, finite=counter is not None, activity=True))
@@ -107,7 +108,7 @@ def _read(
 ) -> None:
     """Add the figures of a dense `x` to its tally."""
     by_kernel = x.is_cuda and x.dtype in DTYPES and _kernels() is not None
-    if by_kernel and _kernels().count_input(bound, x, sampling, figures, tally):
+    if by_kernel and _kernels().count_input(bound, x, sampling, figures, *tally):
         return
     outer, units, inner = sampling.shape
     part, exists = _runs(x.as_strided((outer, units, inner), (units * inner, inner, 1)), sampling)
@@ -122,8 +123,8 @@ def _read(
         if figures.fired:
             counts[Row.FIRED, 0] += samples
             add(Row.FIRED, part > 0)
-            if not dies_where_negative(bound):
-                add(Row.ALIVE, ~within(part, dead(bound)))
+            if not bound.dies_where_negative:
+                add(Row.ALIVE, ~within(part, bound.dead))
         if figures.finite:
             counts[Row.NAN, 0] += samples
             add(Row.NAN, part.isnan())
@@ -131,9 +132,8 @@ def _read(
         if figures.activity:
             counts[Row.ALIVE, 0] += 1
             counts[Row.SATURATED, 0] += samples
-            ranges = saturated(bound)
-            if ranges:
-                add(Row.SATURATED, within(part, ranges))
+            if bound.saturated:
+                add(Row.SATURATED, within(part, bound.saturated))
             h = compute(bound, part).abs()
             finite = part.isfinite() & h.isfinite()
             add(Row.LEFT_OUT, ~finite)

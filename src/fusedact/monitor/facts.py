@@ -1,14 +1,9 @@
-"""What the monitor asks of an activation's row: where a unit is dead or saturated, and what it is called."""
-
-import functools
-import math
+"""What the monitor asks of an activation: its name, its numbers, what it computes."""
 
 import torch
 from torch import Tensor, nn
 
 from ..activations import Activation, Bound, Ranges
-
-_NEGATIVE: Ranges = ((-math.inf, 0.0),)
 
 
 def bound_to(row: Activation, module: nn.Module) -> Bound:
@@ -19,22 +14,6 @@ def bound_to(row: Activation, module: nn.Module) -> Bound:
 def name_of(row: Activation) -> str:
     """Return the activation's name in PyTorch, or where it has none the row's."""
     return row.name if row.module is None else row.module.__name__
-
-
-@functools.lru_cache(maxsize=4096)
-def dead(bound: Bound) -> Ranges:
-    """Return the inputs at which the derivative is exactly 0."""
-    return bound.row.dead(*bound.values)
-
-
-def dies_where_negative(bound: Bound) -> bool:
-    """Whether a unit is dead that never had a positive input, so that the kernels' packed bits tell."""
-    return dead(bound) in ((), _NEGATIVE)
-
-
-def saturated(bound: Bound) -> Ranges:
-    """Return the inputs at which hardly any gradient passes."""
-    return bound.row.saturated(*bound.values)
 
 
 def compute(bound: Bound, x: Tensor) -> Tensor:

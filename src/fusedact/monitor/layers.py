@@ -156,7 +156,7 @@ class WatchedLayer:
         self, input: Tensor, signs: Tensor | None = None, stride: Sequence[int] = (), rng: str = "eager"
     ) -> None:
         """Count an input in a compiler's graph; see `Watcher`."""
-        if torch.compiler._is_exporting_flag:  # is_exporting() says so in all that torch 2.11 compiles
+        if _torch.is_exporting():
             raise RuntimeError(
                 f"ActivityMonitor can't count in an export (layer {self.name!r}): close it first"
             )
@@ -241,6 +241,7 @@ class WatchedLayer:
                     tensor.copy_(kept)
 
 
+@_torch.constant_to_compilers
 def _add_tally(number: int, name: str, call: int, units: int, axis: int, dims: int, device: str) -> str:
     """Have a layer make a tally: while a compiler traces, and not in its graph."""
     layer = _watched[number]
@@ -255,17 +256,13 @@ def _add_tally(number: int, name: str, call: int, units: int, axis: int, dims: i
     return name
 
 
-# What `torch.compiler.assume_constant_result` does, but for importing the compiler.
-_add_tally._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
 def _has_units(input: Any) -> bool:
     return isinstance(input, Tensor) and input.is_floating_point() and input.numel() > 0
 
 
 def is_same(module: nn.Module, watched: Any) -> bool:
     """Return whether a hook's module is the watched one or DataParallel's replica, and no shallow copy."""
-    return torch.compiler.is_compiling() or module is watched or getattr(module, "_is_replica", False)
+    return torch.compiler.is_compiling() or module is watched or _torch.is_replica(module)
 
 
 def _runs_code_of_its_own(module: nn.Module) -> bool:

@@ -9,13 +9,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..checks import check_finite, check_module
+from ..kernels.counted import Row
 from .distributed import Place, reduced
-from .facts import dead, dies_where_negative, name_of, saturated
+from .facts import name_of
 from .layers import Detach, Settings, WatchedLayer, choose, follow, watched_layers
 from .order import Order
 from .plot import Window, drawn, fractions
 from .report import ActivityReport, LayerActivity
-from .tally import Row, Tally
+from .tally import Tally
 
 MODES = ("all", "train", "eval")
 
@@ -190,11 +191,11 @@ class ActivityMonitor:
         assert bound is not None  # it was called
         samples, read = tally.number(Row.FIRED), tally.number(Row.SATURATED)
         fired, nan, inf = (tally.units(which) for which in (Row.FIRED, Row.NAN, Row.INFINITE))
-        alive = fired if dies_where_negative(bound) else tally.units(Row.ALIVE)
+        alive = fired if bound.dies_where_negative else tally.units(Row.ALIVE)
         activity = tally.activity / (read - tally.units(Row.LEFT_OUT))
         finite = (nan == 0) & (inf == 0)
         mean = activity[activity.isfinite()].mean()
-        gone = (alive == 0) & finite if dead(bound) else None
+        gone = (alive == 0) & finite if bound.dead else None
         newly_dead = revived = always_dead = None
         if gone is not None and call in self._dead:
             before = self._dead[call]
@@ -220,7 +221,7 @@ class ActivityMonitor:
             dead=gone,
             dormant=activity <= self.tau * mean,
             negative=max(0.0, 1 - int(fired.sum()) / numbers) if numbers else torch.nan,
-            saturated=int(tally.units(Row.SATURATED).sum()) / (read * units) if saturated(bound) else None,
+            saturated=int(tally.units(Row.SATURATED).sum()) / (read * units) if bound.saturated else None,
             newly_dead=newly_dead,
             revived=revived,
             always_dead=always_dead,

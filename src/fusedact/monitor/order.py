@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .. import _torch
+
 # Layers whose units stand along the last dimension of their output, whatever their parameters' shapes.
 _LAST = (
     nn.Linear
@@ -20,7 +22,7 @@ _LAST = (
     | nn.Embedding
     | nn.EmbeddingBag
 )
-_NORMS = nn.modules.batchnorm._NormBase | nn.GroupNorm
+_NORMS = _torch.NORM | nn.GroupNorm
 
 
 class Units(NamedTuple):
@@ -91,10 +93,10 @@ def is_layer(module: nn.Module) -> bool:
 
     Of classes that nobody here knows, those with parameters of more than one number and without children.
     """
-    if isinstance(module, nn.modules.conv._ConvNd | _NORMS | nn.LayerNorm | _LAST):
+    if isinstance(module, _torch.CONVOLUTION | _NORMS | nn.LayerNorm | _LAST):
         return True
-    own = [parameter for parameter in module._parameters.values() if parameter is not None]
-    return not module._modules and any(
+    own = list(module.parameters(recurse=False))
+    return next(module.children(), None) is None and any(
         isinstance(parameter, nn.UninitializedParameter) or parameter.numel() > 1 for parameter in own
     )
 
@@ -106,7 +108,7 @@ def units_of(module: nn.Module, output: Any) -> Units | None:
     if not isinstance(output, Tensor) or output.ndim == 0:
         return None
     shape, dims = output.shape, output.ndim
-    if isinstance(module, nn.modules.conv._ConvNd):
+    if isinstance(module, _torch.CONVOLUTION):
         axis = dims - 1 - len(module.kernel_size)
         return Units(int(shape[axis]), axis, dims, False)
     if isinstance(module, _NORMS):
@@ -121,11 +123,7 @@ def units_of(module: nn.Module, output: Any) -> Units | None:
 
 def _by_parameters(module: nn.Module, output: Tensor) -> int:
     """Return the axis along which a layer of one's own has as many entries as its parameters."""
-    vectors = {
-        p.numel()
-        for p in module._parameters.values()
-        if p is not None and p.numel() == max(p.shape, default=0)
-    }
+    vectors = {p.numel() for p in module.parameters(recurse=False) if p.numel() == max(p.shape, default=0)}
     axes = [axis for axis in range(output.ndim) if output.shape[axis] in vectors]
     if not axes:
         return output.ndim - 1

@@ -128,6 +128,17 @@ def test_a_model_trains_on_the_second_device():
     assert net[0].weight.grad.device.index == 1
 
 
+def test_a_monitor_counts_on_the_second_device():
+    """A module of PyTorch's own: no call of fusedact's has made the tensor's device the current one."""
+    net = nn.Sequential(nn.Linear(64, 64), nn.ReLU()).to("cuda:1")
+    x = torch.randn(32, 64, device="cuda:1")
+    with fusedact.ActivityMonitor(net) as monitor:
+        for _ in range(2):
+            net(x)
+    assert {event["device"] for event in gpu.events("launch")} == {1}
+    assert torch.equal(monitor.report()["1"].fired.cpu(), 2 * (net[0](x) > 0).sum(0).cpu())
+
+
 def test_data_parallel():
     from torch.nn.parallel import parallel_apply
 

@@ -1,10 +1,10 @@
 """A PTX module: its kernels, their C text, the shared object."""
 
 import ctypes
-import os
 import re
 import struct
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -60,14 +60,13 @@ class Module:
 
     def build(self, path: Path) -> None:
         """Write the shared object, for other processes whole from the first moment on."""
-        source, made = (path.with_suffix(f".{os.getpid()}.{ending}") for ending in ("c", "so"))
-        source.write_text(self.c_text())
         native = ["-mfma", "-mf16c"] if " fma " in Path("/proc/cpuinfo").read_text() else []
-        try:
+        # Another thread may be building the same.
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            source, made = Path(folder, "kernel.c"), Path(folder, "kernel.so")
+            source.write_text(self.c_text())
             subprocess.run([*_COMPILER, *_C_AS_PTX, *native, "-o", made, source, "-lm"], check=True)
             made.rename(path)
-        finally:
-            source.unlink()
 
 
 def launch(
