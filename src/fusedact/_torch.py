@@ -48,6 +48,11 @@ def hidden_from_modes() -> contextlib.AbstractContextManager[Any]:
     return _disable_current_modes() if torch._C._len_torch_dispatch_stack() else contextlib.nullcontext()
 
 
+def parts(module: nn.Module) -> dict[str, nn.Module | None]:
+    """Return a module's children by name, shared ones as often as they are there."""
+    return module._modules
+
+
 def calls_alone(module: nn.Module, forward: Any, may_stay: Callable[[Mapping[int, Any]], bool]) -> bool:
     """Whether calling `module` runs `forward`, hooks that `may_stay` or all modules have, and no more."""
     own = module.__dict__
