@@ -20,6 +20,8 @@ def table(rows: Sequence[Row], bits: Sequence[Row]) -> str:
         errors = sum("error" in row for row in mine)
         share = f"{fused / found:.1%}" if found else "-"
         lines.append(f"| {library} | {built} | {len(ran)} | {found} | {fused} | {share} | {errors} |")
+    if not bits:
+        return "\n".join(lines)
     same = sum(all(row["same"].values()) for row in bits)
     ran_in_earnest = sum(sum(row["ran_fused"].values()) for row in bits)
     return "\n".join(lines) + (
