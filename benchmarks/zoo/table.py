@@ -23,6 +23,6 @@ def table(rows: Sequence[Row], bits: Sequence[Row]) -> str:
     same = sum(all(row["same"].values()) for row in bits)
     calls = sum(sum(row["ran_fused"].values()) for row in bits)
     return "\n".join(lines) + (
-        f"\n\n{len(bits)} small models ran on the CPU with values, forward and backward, in training and in eval.\n"
-        f"{same} of them had the plain model's bits. {calls} of their calls ran fused."
+        f"\n\nOn the CPU {len(bits)} small models ran with values, forward and backward, in both modes.\n"
+        f"The plain model's bits had {same}. Fused calls: {calls}."
     )
