@@ -166,7 +166,12 @@ def sweep(model: Model, seconds: int) -> dict[str, Any]:
         row["error"] = f"running fused: {error}"
     except Exception as error:
         text = f"{stage}: {type(error).__name__}: {error}"
-        row["not_built" if stage == "building" else "error"] = text[:300]
+        if stage == "building":
+            row["not_built"] = text[:300]
+        elif "can't allocate memory" in text:  # of which the process has its part
+            row["not_run"] = [text[:300], *dict.fromkeys(errors)]
+        else:
+            row["error"] = text[:300]
     row["seconds"] = round(time.process_time() - start, 1)
     return row
 
