@@ -145,7 +145,7 @@ def spread(values: Iterable[float]) -> str:
 
 
 def summary(study: Study) -> str:
-    """Return the answer in three sentences."""
+    """Return the answer in a paragraph."""
     works, remedies = study.of("works"), study.of("remedies")
     dead = [
         study.results.at(replace(TUTORIAL, optimiser=optimiser), SILENT).mean()
@@ -153,8 +153,8 @@ def summary(study: Study) -> str:
     ]
     return (
         f"ReLU and dropout work together: with the tutorial's own net, p = 0.5 {effect(works[0])}. "
-        f"Units die, and the optimiser decides how many: at p = 0.5 {dead[0]:.1f} % are dead after training "
-        f"with Adam at 0.001, {dead[1]:.1f} % with Adam at 0.01, and {dead[2]:.1f} % with SGD at 0.1. "
+        f"Units die, and the optimiser decides how many. At p = 0.5, training with Adam at 0.001 leaves "
+        f"{dead[0]:.1f} % dead. With Adam at 0.01 it is {dead[1]:.1f} %, with SGD at 0.1 {dead[2]:.1f} %. "
         f"In that net LeakyReLU for ReLU {effect(remedies[1])}, and ELU for ReLU {effect(remedies[3])}."
     )
 
