@@ -2,13 +2,15 @@
 
     python -m benchmarks.pair_time [--rounds N] [--json FILE]
 
-Three methods of a module are called in turn: `self.drop(self.act(x))` as it is written, the same in a model
-that `fuse` returned, and `self.fused(x)` with the fused module. The stubs of `benchmarks.host_time` stand for
-the GPU, so the host's share is measured, with 8 elements, forward alone. Rounds are short, so that some are
-undisturbed; the fastest counts.
+A pair is written in three ways: `self.drop(self.act(x))`, the same in two statements, and in an
+`nn.Sequential`. Each is called as it is written, in a model that `fuse` returned, and with the fused module
+in its place. The stubs of `benchmarks.host_time` stand for the GPU, so the host's share is measured, with 8
+elements, forward alone. The pair and the module take turns in short rounds, of which some are undisturbed.
+The fastest counts.
 """
 
 import argparse
+import itertools
 import json
 import timeit
 from collections.abc import Sequence
@@ -27,7 +29,7 @@ LIMIT = 1.5  # us, of a pair over the fused module
 CALLS = 20  # per round
 
 
-class _Written(nn.Module):
+class _Nested(nn.Module):
     def __init__(self, act: nn.Module) -> None:
         super().__init__()
         self.act, self.drop = act, nn.Dropout(0.5)
@@ -35,6 +37,13 @@ class _Written(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.drop(self.act(x))
         return y
+
+
+class _Statements(_Nested):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(x)
+        x = self.drop(x)
+        return x  # noqa: RET504
 
 
 class _Module(nn.Module):
@@ -56,26 +65,48 @@ _FOUND: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
 }
 
 
-def microseconds(model: nn.Module, rounds: int) -> float:
-    """Per call, in the fastest round."""
+def _models(activation: type[nn.Module], fused: type[nn.Module]) -> dict[str, tuple[nn.Module, nn.Module]]:
+    """By the way in which it is written, the pair and what has the fused module in its place."""
+    return {
+        "nested": (_Nested(activation()), _Module(fused())),
+        "statements": (_Statements(activation()), _Module(fused())),
+        "nn.Sequential": (nn.Sequential(activation(), nn.Dropout(0.5)), nn.Sequential(fused())),
+    }
+
+
+def microseconds(models: dict[str, nn.Module], rounds: int) -> dict[str, float]:
+    """Per call of each, in the fastest round."""
     x = torch.randn(8, requires_grad=True)
-    return min(timeit.repeat(lambda: model(x), number=CALLS, repeat=rounds)) / CALLS * 1e6
+    times = dict.fromkeys(models, float("inf"))
+    for _, (name, model) in itertools.product(range(rounds), models.items()):
+        now = timeit.timeit(lambda: model(x), number=CALLS)  # noqa: B023
+        times[name] = min(times[name], now / CALLS * 1e6)
+    return times
 
 
 def measure(rounds: int) -> list[dict[str, Any]]:
-    """One row per activation: microseconds per call of each of the three."""
+    """One row per activation and way: microseconds per call of each of the three."""
     measured = []
     for name, (activation, fused) in _FOUND.items():
-        written = _Written(activation())
-        models = {"pair": fusedact.fuse(written), "module": _Module(fused())}
-        times = {"eager": microseconds(written, rounds)}
-        with passing_for_a_gpu():
-            for _ in range(3):
-                for way in ("pair", "module"):
-                    now = microseconds(models[way], rounds)
-                    times[way] = min(now, times.get(way, now))
-        measured.append({"activation": name, **times})
+        for way, (written, module) in _models(activation, fused).items():
+            times = microseconds({"eager": written}, rounds)
+            with passing_for_a_gpu():
+                times |= microseconds({"pair": fusedact.fuse(written), "module": module}, rounds)
+            measured.append({"activation": name, "written": way, **times})
     return measured
+
+
+def table(measured: Sequence[dict[str, Any]]) -> str:
+    """The rows in Markdown."""
+    lines = [
+        "| activation | written | eager, us | fused module, us | fused pair, us | pair over module, us |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for row in measured:
+        times = row["eager"], row["module"], row["pair"], row["pair"] - row["module"]
+        cells = " | ".join(f"{time:.1f}" for time in times)
+        lines.append(f"| {row['activation']} | {row['written']} | {cells} |")
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,16 +114,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=1000, help=f"of {CALLS} calls each (default: 1000)")
+    parser.add_argument("--rounds", type=int, default=2000, help=f"of {CALLS} calls each (default: 2000)")
     parser.add_argument("--json", type=Path, help="write the raw results there")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     measured = measure(options.rounds)
-    print("| activation | eager, us | fused module, us | fused pair, us | pair over module, us |")
-    print("|---|---:|---:|---:|---:|")
-    for row in measured:
-        times = row["eager"], row["module"], row["pair"], row["pair"] - row["module"]
-        print(f"| {row['activation']} | " + " | ".join(f"{time:.2f}" for time in times) + " |")
+    print(table(measured))
     if options.json:
         options.json.write_text(json.dumps({"versions": versions(), "rows": measured}, indent=1) + "\n")
     return int(any(row["pair"] - row["module"] > LIMIT for row in measured))

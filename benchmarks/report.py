@@ -208,11 +208,30 @@ def _host_time(results: Path) -> str:
     return host_time.table(json.loads((results / "host-time.json").read_text())["rows"])
 
 
+def _pair_time(results: Path) -> str:
+    from benchmarks import pair_time
+
+    return pair_time.table(json.loads((results / "pair-time.json").read_text())["rows"])
+
+
+def _zoo(results: Path) -> str:
+    from benchmarks.zoo.table import table
+
+    content = json.loads((results / "zoo.json").read_text())
+    return table(content["rows"], content["bits"])
+
+
 def _mnist(results: Path) -> str:
     from benchmarks import mnist
 
     result = json.loads((results / "mnist-cpu" / "activation_comparison.json").read_text())
     return f"```text\n{mnist.table(mnist.summary(result['runs']), len(result['seeds']))}\n```"
+
+
+def _study(results: Path) -> str:
+    from benchmarks.dead_neurons import page
+
+    return page.readme(page.load(results / "dead-neurons"))
 
 
 def _gpu(results: Path) -> str:
@@ -230,6 +249,9 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "host time": _host_time,
     "machine code": _machine_code,
     "mnist": _mnist,
+    "study": _study,
+    "pair time": _pair_time,
+    "zoo": _zoo,
 }
 _BETWEEN_PAGES = "\f"  # which no page has
 

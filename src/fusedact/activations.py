@@ -155,14 +155,14 @@ class Activation:
         """
         if self.numeric:
             for value in values:
-                if type(value) is not float or not -inf < value < inf:
+                if type(value) is not float or not -inf < value < inf or not value:
                     break
             else:  # as at nearly every call
-                return Bound(self, tuple([value + 0.0 for value in values]))  # type: ignore[operator]
+                return Bound(self, values)  # type: ignore[arg-type]
         row, numbers = self, []
         for parameter, value in zip(self.parameters, values, strict=True):
             if parameter.choices is None:
-                numbers.append(check_finite(parameter.name, value))  # type: ignore[arg-type]
+                numbers.append(check_finite(parameter.name, value))
             elif type(value) is str and value in parameter.choices:
                 row = parameter.choices[value] or row
             else:

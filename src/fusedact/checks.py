@@ -2,30 +2,43 @@
 
 import math
 import numbers
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
-def check_probability(p: float) -> float:
+def _number(value: Any) -> Any:
+    """Return the number in a 0-dim tensor that needs no gradient, as PyTorch does; else `value`."""
+    if isinstance(value, Tensor) and value.ndim == 0 and not value.requires_grad and not value.is_complex():
+        return value.item()
+    return value
+
+
+def check_probability(p: Any) -> float:
     """Return `p` as a float; raise ValueError unless it is a number in [0, 1]."""
-    if isinstance(p, numbers.Real) and not isinstance(p, bool) and 0 <= p <= 1:
-        return float(p)
+    number = _number(p)
+    if isinstance(number, numbers.Real) and not isinstance(number, bool) and 0 <= float(number) <= 1:
+        return float(number)
     raise ValueError(f"p={p!r}: the dropout probability must be a number between 0 and 1")
 
 
-def check_finite(name: str, value: float) -> float:
+def check_finite(name: str, value: Any) -> float:
     """Return `value` as a float; raise ValueError unless it is a finite number. -0.0 becomes 0.0."""
     if type(value) is float and -math.inf < value < math.inf:
         return value + 0.0
-    if isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value) + 0.0
+    number = _number(value)
+    if isinstance(number, numbers.Real) and not isinstance(number, bool) and math.isfinite(number):
+        return float(number) + 0.0
     raise ValueError(f"{name}={value!r}: it must be a finite number")
 
 
-def check_flag(name: str, value: bool) -> bool:
-    """Return `value`; raise TypeError unless it is a bool."""
+def check_flag(name: str, value: Any) -> bool:
+    """Return `value` as a bool; raise TypeError unless it is one, Python's or NumPy's."""
     if isinstance(value, bool):
         return value
+    kind = type(value)
+    if kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_"):  # the second before NumPy 2
+        return bool(value)
     raise TypeError(f"{name}={value!r}: it must be True or False")
 
 

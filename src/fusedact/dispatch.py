@@ -53,17 +53,13 @@ def activation_dropout(
     if type(p) is not float or not 0.0 <= p <= 1.0:  # these tests are quicker than the calls
         p = check_probability(p)
     if type(training) is not bool or type(inplace) is not bool or rng not in RNGS:
-        check_flag("training", training)
-        check_flag("inplace", inplace)
+        training = check_flag("training", training)
+        inplace = check_flag("inplace", inplace)
         check_rng(rng)
     if watchers:
         watchers = tuple(watcher for watcher in watchers if watcher.wants(training))
     if training and 0 < p < 1 and runs_kernels(input):
-        if _current_device() != input.get_device():  # type: ignore[misc]
-            # What follows asks for the current GPU: its generator, its capture, its stream.
-            with torch.cuda.device(input.get_device()):
-                return activation_dropout(row, input, values, p, training, inplace, rng, watchers)
-        result = _by_kernels(row, input, values, p, inplace, rng, watchers)
+        result = by_kernels(row, input, values, p, inplace, rng, watchers)
         if result is not None:
             return result
     check_input(input)
@@ -74,7 +70,7 @@ def activation_dropout(
     return composition(row, input, values, p, training, inplace)
 
 
-def _by_kernels(
+def by_kernels(
     row: Activation,
     input: Tensor,
     values: tuple[float, ...],
@@ -83,7 +79,14 @@ def _by_kernels(
     rng: str,
     watchers: Watchers,
 ) -> Tensor | None:
-    """Return the kernels' result on the current GPU; None where eager PyTorch must compute it."""
+    """Return the kernels' result, where they run; None where eager PyTorch must compute it.
+
+    `runs_kernels(input)`, `0 < p < 1`, and all watchers want to be told.
+    """
+    if _current_device() != input.get_device():  # type: ignore[misc]
+        # What follows asks for the current GPU: its generator, its capture, its stream.
+        with torch.cuda.device(input.get_device()):
+            return by_kernels(row, input, values, p, inplace, rng, watchers)
     alignment = 16
     if row.saves is Saves.MASK and rng == "eager":
         # Dropout alone reads the caller's memory, whose alignment and layout its mask depends on.

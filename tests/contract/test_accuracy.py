@@ -12,6 +12,7 @@ import struct
 import mpmath
 import pytest
 import torch
+from cases import EVERY
 from torch import Tensor
 
 from . import eager_gpu
@@ -21,6 +22,7 @@ triton = pytest.importorskip("triton", reason="the mathematics are Triton functi
 
 import triton.language as tl  # noqa: E402
 
+from fusedact.activations import Saves  # noqa: E402
 from fusedact.kernels import mathematics  # noqa: E402
 from fusedact.kernels.configuration import named  # noqa: E402
 
@@ -188,6 +190,16 @@ def exact_eager(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
         if backward(wide) is not None:
             derivative = backward(wide).to(x.dtype)
     return y, derivative
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in EVERY if row.saves is Saves.ONE_BIT], ids=lambda row: row.name
+)
+def test_a_row_vanishes_where_its_gradient_does_not_pass_or_does_not_say_so(row, device):
+    x = inputs(row.name, torch.float16)
+    blocked = ~computed(f"{row.name}_passes", x, device).bool()
+    assert blocked.any()
+    assert (computed(row.name, x, device)[blocked] == 0).all().item() == row.vanishes
 
 
 SPECIAL = (math.nan, math.inf, -math.inf, 0.0, -0.0)

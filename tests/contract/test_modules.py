@@ -4,6 +4,7 @@ import copy
 import inspect
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from cases import DTYPES, EVERY, activations, eager_modules, fused_module, public, values
@@ -155,8 +156,8 @@ def test_a_subclass_has_a_constructor_of_its_own():
     assert layer.eval()(torch.tensor(-1e9)) == -2
 
 
-BAD_P = [-0.1, 1.1, float("nan"), float("inf"), "0.5", None, True, torch.tensor(0.5)]
-BAD_NUMBER = [float("nan"), float("inf"), "0.1", None, True, 1j]
+BAD_P = [-0.1, 1.1, float("nan"), float("inf"), "0.5", None, True, torch.tensor([0.5]), torch.tensor(1.5)]
+BAD_NUMBER = [float("nan"), float("inf"), "0.1", None, True, 1j, torch.ones(()).requires_grad_()]
 
 
 @activations
@@ -243,6 +244,23 @@ def test_bad_flags(activation):
         module(activation, inplace=0.2)
     with pytest.raises(TypeError, match="training=1: it must be True or False"):
         function(activation, torch.ones(3), training=1)
+
+
+def test_numbers_of_other_kinds_are_taken():
+    """As PyTorch takes them: NumPy's, and tensors of no dimension that need no gradient."""
+    x = torch.linspace(-2, 2, 64)
+    for half in (np.float32(0.5), np.float64(0.5), torch.tensor(0.5), torch.tensor(0.5, dtype=torch.float16)):
+        torch.manual_seed(1)
+        expected = FusedLeakyDropout(0.5, negative_slope=0.5)(x)
+        torch.manual_seed(1)
+        assert torch.equal(FusedLeakyDropout(half, negative_slope=half)(x), expected)
+        torch.manual_seed(1)
+        assert torch.equal(fusedact.functional.leaky_relu_dropout(x, half, negative_slope=half), expected)
+    relu = fusedact.functional.relu_dropout
+    assert torch.equal(relu(x, training=np.bool_(False)), x.relu())
+    y = x.clone()
+    assert relu(y, inplace=np.bool_(True)) is y
+    assert FusedReLUDropout(inplace=np.bool_(False)).inplace is False
 
 
 @activations

@@ -72,3 +72,10 @@ def check(kernels, model, *inputs, fused, left=0, runs=None, **kwargs):
     assert not kernels
     assert_unchanged(model, back)
     return new
+
+
+def runs(kernels, model, *inputs, **kwargs):
+    """How many calls ran fused, and the output."""
+    kernels.clear()
+    output = model(*inputs, **kwargs)
+    return len(kernels), output

@@ -145,39 +145,6 @@ def test_a_forward_of_the_instance(kernels):
     assert len(kernels) == 3
 
 
-def test_lone_dropout(monkeypatch):
-    from fusedact.fusion import recognise
-
-    calls = []
-
-    def run(row, x, *rest):
-        calls.append(rest)
-        return F.dropout(row.function(x), rest[1])
-
-    monkeypatch.setattr(recognise, "_runs_kernels", lambda x: True)
-    monkeypatch.setattr(recognise, "run", run)
-
-    class Lone(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc, self.drop = nn.Linear(8, 8), nn.Dropout(0.3)
-            self.seq = nn.Sequential(nn.Dropout(0.2), nn.Linear(8, 8), nn.ReLU(), nn.Dropout(0.1))
-
-        def forward(self, x):
-            h = self.drop(self.fc(x))
-            return self.seq(h) + F.dropout(h, 0.4, self.training)
-
-    net = Lone()
-    assert_same(net, fuse(net, lone_dropout=True), X)
-    assert [call[1] for call in calls] == [0.3, 0.2, 0.1, 0.4]
-    calls.clear()
-    fuse(net)(X)
-    assert [call[1] for call in calls] == [0.1]
-    calls.clear()
-    fuse(net, lone_dropout=True).eval()(X)
-    assert not calls
-
-
 @pytest.mark.parametrize(
     ("model", "got"), [(None, "NoneType"), (F.relu, "function"), (nn.ReLU, "type; pass an instance")]
 )

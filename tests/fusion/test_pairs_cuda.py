@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 from compare import assert_unchanged
-from test_tools import PAIRS, Net
+from nets import PAIRS, Lone, Net
+from torch import nn
 
 from fusedact import fuse
 from fusedact.fusion import recognise
@@ -13,8 +14,16 @@ from fusedact.fusion import recognise
 
 @pytest.fixture
 def calls(monkeypatch):
-    calls, run = [], recognise.run
-    monkeypatch.setattr(recognise, "run", lambda row, *rest: calls.append(row.name) or run(row, *rest))
+    """The rows of the calls that the kernels computed."""
+    calls, run = [], recognise.by_kernels
+
+    def by_kernels(row, *rest):
+        result = run(row, *rest)
+        if result is not None:
+            calls.append(row.name)
+        return result
+
+    monkeypatch.setattr(recognise, "by_kernels", by_kernels)
     return calls
 
 
@@ -52,4 +61,63 @@ def test_original_calls_where_no_kernel_can_run(cuda, calls):
     with torch.autograd.forward_ad.dual_level():
         new(torch.autograd.forward_ad.make_dual(x, x))
     torch.func.vmap(new, randomness="different")(x)
+    assert not calls
+
+
+def test_a_compiler_is_given_the_operators(cuda, calls):
+    """In one graph, without PyTorch's dropouts."""
+    torch.compiler.reset()
+    graphs = []
+
+    def backend(module, inputs):
+        graphs.append([str(node.target) for node in module.graph.nodes if node.op == "call_function"])
+        return module
+
+    new = fuse(Net().to(cuda))
+    torch.compile(new, backend=backend, fullgraph=True)(torch.randn(16, 8, device=cuda))
+    (graph,) = graphs
+    assert sum("fusedact.activation_dropout" in target for target in graph) == PAIRS
+    assert not any("dropout" in target and "fusedact" not in target for target in graph)
+    assert not calls
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lone_dropout(cuda, calls, dtype):
+    """The mask of `nn.Dropout`, and one bit per element in place of its byte; nothing in eval."""
+    net = Lone().to(cuda, dtype)
+    new = fuse(net, lone_dropout=True)
+    x = torch.randn(64, 8, device=cuda, dtype=dtype)
+    expected = step(net, x)
+    assert not calls
+    for value, truth in zip(step(new, x), expected, strict=True):
+        assert torch.equal(value, truth)
+    assert calls == ["identity", "identity", "relu", "identity"]
+    dtypes = []
+    for model in (net, new):
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.dtype) or t, lambda t: t):  # noqa: B023
+            model(x)
+        dtypes.append((saved.count(torch.bool), saved.count(torch.int32)))
+    assert dtypes == [(4, 0), (0, 4)]
+    calls.clear()
+    assert torch.equal(new.eval()(x), net.eval()(x))
+    fuse(net.train())(x)
+    assert calls == ["relu"]
+
+
+def test_lone_dropout_in_place_is_left(cuda, calls):
+    """It has to write where others may read."""
+
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop = nn.Dropout(0.3, inplace=True)
+
+        def forward(self, x):
+            return self.drop(x)
+
+    x = torch.ones(64, device=cuda)
+    new = fuse(InPlace(), lone_dropout=True)
+    assert new(x) is x
+    assert 0 < x.count_nonzero() < 64
     assert not calls

@@ -21,21 +21,32 @@ def test_modules_and_functions(row):
     given = {each.name: VALUES.get(each.name, 0.4) for each in row.parameters if each.choices is None}
     module = row.module(**given)
     found = recognise.activation(module, (X,), {})
-    assert (found.row, found.values, found.inplace) == (row, tuple(given.values()), False)
+    assert found == (row, tuple(given.values()))
     function = getattr(F, row.name)
     for args, kwargs in (((X, *given.values()), {}), ((X,), given), ((), {"input": X, **given})):
         function(*args, **kwargs)
-        assert recognise.activation(function, args, kwargs)[:3] == found[:3]
+        assert recognise.activation(function, args, kwargs) == found
     if hasattr(module, "inplace"):
-        assert recognise.activation(row.module(**given, inplace=True), (X,), {}).inplace
-        assert recognise.activation(function, (X, *given.values(), True), {}).inplace
-        assert recognise.activation(function, (X,), {**given, "inplace": True}).inplace
+        for call in (
+            (row.module(**given, inplace=True), (X,), {}),
+            (function, (X, *given.values(), True), {}),
+            (function, (X,), {**given, "inplace": True}),
+        ):
+            assert recognise.activation(*call) is None
+            assert recognise.activation(*call, recognise.NEW) == found
+            assert recognise.activation(*call, nn.Linear(8, 8)) == found
     assert recognise.activation(type("Own", (row.module,), {})(**given), (X,), {}) is None
     assert recognise.activation(module, (X, X), {}) is None
     for each in given:
+        module = row.module(**given)
         setattr(module, each, math.nan)
         assert recognise.activation(module, (X,), {}) is None
-        setattr(module, each, torch.tensor(0.3))
+        setattr(module, each, torch.tensor(given[each]))
+        assert recognise.activation(module, (X,), {}).values == pytest.approx(found.values)
+        setattr(module, each, torch.tensor([0.3]))
+        assert recognise.activation(module, (X,), {}) is None
+        delattr(module, each)
+        setattr(module, each, nn.Parameter(torch.tensor(0.3)))
         assert recognise.activation(module, (X,), {}) is None
 
 
@@ -49,9 +60,9 @@ def test_other_spellings():
         "relu",
         "relu_",
     ):
-        found = recognise.activation(function, (X,), {})
-        assert found.row.name == "relu"
-        assert found.inplace == (getattr(function, "__name__", function)[-1] == "_")
+        assert recognise.activation(function, (X,), {}, recognise.NEW).row.name == "relu"
+        inplace = getattr(function, "__name__", function)[-1] == "_"
+        assert (recognise.activation(function, (X,), {}) is None) == inplace
     assert recognise.activation(nn.GELU(approximate="tanh"), (X,), {}).row.name == "gelu_tanh"
     assert recognise.activation(F.gelu, (X,), {"approximate": "tanh"}).row.name == "gelu_tanh"
     for other in (torch.softmax, F.prelu, nn.PReLU(), len, lambda x: x, "numpy"):
@@ -117,12 +128,13 @@ def test_hugging_face():
 
 def test_widened_by_autocast():
     """Under autocast these return float32, which a kernel for halves would not."""
-    found = recognise.activation(nn.Softplus(), (X,), {})
-    assert found.widens
-    assert not recognise.activation(nn.SiLU(), (X,), {}).widens
+    for module, widens in ((nn.Softplus(), True), (nn.SiLU(), False)):
+        assert recognise.activation(module, (X,), {}) is not None
+        with torch.autocast("cpu"):
+            assert (recognise.activation(module, (X,), {}) is None) == widens
 
 
-def test_takes():
+def test_inputs_that_no_kernel_takes():
     found = recognise.activation(nn.ReLU(), (X,), {})
     for x in (X, X.to("meta"), X.to(torch.int32), X.to_sparse(), None, [X]):
-        assert not recognise.takes(x, found)
+        assert recognise.fused(found, x, 0.5, ()) is None

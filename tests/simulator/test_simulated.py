@@ -17,6 +17,7 @@ ON_SMALL_GPUS = {
     "graphs": ["tests/engine/test_graphs.py", "tests/engine/test_captures.py", *ONE],
     "composition": ["tests/engine/test_training.py", "tests/engine/test_saved_tensors.py"],
     "monitor": ["tests/monitor/test_monitor_models.py"],
+    "pairs": ["tests/fusion/test_pairs_cuda.py"],
     "simulator": ["tests/simulator/gpu_tests"],
 }
 

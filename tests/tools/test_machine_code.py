@@ -6,6 +6,7 @@ Kernels compile in processes of their own: the other tests may have chosen Trito
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,8 @@ from benchmarks.machine_code import kernels, peers, tables
 from benchmarks.machine_code.row import Row, load, save
 
 RESULTS = ROOT / "benchmarks" / "results" / "machine-code"
-# Kernels that are predicted to be slower than torch.compile's on some GPU, in bfloat16.
-SLOWER: set[tuple[str, str]] = set()
+# The compiler spills four registers here, for Blackwell.
+SPILLED = {("fusedact", "forward", "relu6", "bfloat16", "eager", "sm_100")}
 SLACK = 0.25  # instructions per element: what the compiler's order of the same work may change
 
 
@@ -50,19 +51,36 @@ def test_every_row(tmp_path):
     assert not more, "more instructions than are committed: see CONTRIBUTING.md"
 
 
-def test_no_pair_is_predicted_slower_than_torch_compiles():
-    """By the committed counts, in bfloat16: each kernel, eager's mapping and fast's, on every GPU."""
-    mine, theirs = load(RESULTS / "fusedact.json"), load(RESULTS / "peers.json")
-    peers = {(row.activation, row.kernel, row.target): row for row in theirs if row.dtype == "bfloat16"}
-    slower = {
-        (row.activation, row.kernel)
-        for row in mine
-        if row.dtype == "bfloat16" and row.kernel in ("forward", "backward")
-        for gpu, predicted in row.predicted.items()
-        if predicted["picoseconds"]
-        > peers[row.activation, row.kernel, row.target].predicted[gpu]["picoseconds"]
+def committed() -> Iterator[tuple[Row, Row]]:
+    """Each kernel's committed counts, and those of torch.compile's for the same."""
+    theirs = {
+        (row.activation, row.kernel, row.dtype, row.target): row for row in load(RESULTS / "peers.json")
     }
-    assert slower == SLOWER
+    for row in load(RESULTS / "fusedact.json"):
+        if row.kernel in ("forward", "backward"):
+            yield row, theirs[row.activation, row.kernel, row.dtype, row.target]
+
+
+def test_no_kernel_is_predicted_slower_than_torch_compiles():
+    """By the committed counts: each kernel, eager's mapping and fast's, on every GPU."""
+    slower = {
+        (mine.key, gpu)
+        for mine, theirs in committed()
+        for gpu, predicted in mine.predicted.items()
+        if predicted["picoseconds"] > theirs.predicted[gpu]["picoseconds"]
+    }
+    assert not slower
+
+
+def test_more_instructions_than_torch_compiles_are_accounted_for():
+    """In docs/kernels.md: where accuracy in float32 takes them, in kernels that memory binds."""
+    more = {
+        (mine.activation, mine.kernel, mine.dtype)
+        for mine, theirs in committed()
+        if mine.instructions_per_element > theirs.instructions_per_element and mine.target == "sm_90"
+    }
+    names = ("celu", "hardswish", "quick_gelu", "sigmoid", "silu", "softplus", "tanhshrink")
+    assert more == {(name, "backward", "float32") for name in names}
 
 
 @pytest.mark.parametrize(
@@ -95,7 +113,7 @@ def test_the_committed_counts_are_whole():
         for activation in EVERY
         for build in kernels.USUAL
     }, anew
-    assert not wasteful(mine)
+    assert {row.key for row in wasteful(mine)} == SPILLED
 
 
 def made_up(**changes: object) -> Row:

@@ -13,6 +13,7 @@ from ..checks import check_flag, check_module
 from . import recognise, rewrite
 from .pair import Calls, Key, calls_of, mark
 from .report import FusionReport, Pair
+from .source import LOCK
 from .survey import Found, Survey
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -48,13 +49,14 @@ def fuse(model: Model, inplace: bool = False, *, lone_dropout: bool = False) -> 
                 f"model must be one that copy.deepcopy can copy, but this {type(model).__name__} raised "
                 f"{type(error).__name__}: {error}. Call fuse(model, inplace=True) to change the model itself"
             ) from error
-    recognise.refresh()
-    found = Survey(False, lone_dropout).of(model)
-    for module in model.modules():
-        mark(module, None)
-    for module, methods in found.roles.items():
-        changes = (rewrite.change(method, roles) for method, roles in methods.items())
-        mark(module, Calls(tuple(filter(None, changes)), lone_dropout))
+    with LOCK:
+        recognise.refresh()
+        found = Survey(False, lone_dropout).of(model)
+        for module in model.modules():
+            mark(module, None)
+        for module, methods in found.roles.items():
+            changes = (rewrite.change(method, roles) for method, roles in methods.items())
+            mark(module, Calls(tuple(filter(None, changes)), lone_dropout))
     if calls_of(model) is None:
         mark(model, Calls((), lone_dropout))
     return model
@@ -155,7 +157,8 @@ def places(model: nn.Module) -> list[Place]:
 def _found(model: nn.Module) -> list[Found]:
     """The pairs of a fused model."""
     _check_fused(model)
-    return list(Survey(True).of(model).pairs.values())
+    with LOCK:
+        return list(Survey(True).of(model).pairs.values())
 
 
 def _check_fused(model: nn.Module) -> None:

@@ -11,8 +11,11 @@ _SCOPES = (*_FUNCTIONS, ast.ClassDef, ast.ListComp, ast.SetComp, ast.DictComp, a
 # What may stand between a statement and a call in it that runs exactly once, before any other call.
 _STRAIGHT = (
     *(ast.Call, ast.BinOp, ast.UnaryOp, ast.Attribute, ast.keyword, ast.Tuple, ast.List, ast.Dict),
-    *(ast.Assign, ast.AnnAssign, ast.Return, ast.Expr, ast.Subscript, ast.Starred, ast.Compare),
+    *(ast.Assign, ast.AnnAssign, ast.Return, ast.Expr, ast.Subscript, ast.Starred),
 )
+# What only names something, as in `self.layers[-1]`.
+_NAMING = (ast.Name, ast.Attribute, ast.Subscript, ast.Constant, ast.UnaryOp, ast.USub, ast.Load)
+_RUNNING = (ast.Call, ast.Await, ast.Yield, ast.YieldFrom)  # other code
 _EVALUATORS = {"eval", "exec", "globals", "locals", "vars", "dir"}
 AGAIN = "the result of the first is used again"
 BETWEEN = "other code stands between the two"
@@ -61,18 +64,25 @@ class Function:
         self.declared = {name for n in declarations for name in n.names}
         self.declares = any(self._scope(n) is node for n in declarations)
         self.calls = sorted((n for n in self.nodes if isinstance(n, ast.Call)), key=_end)
-        self.links = [link for call in self.calls for link in self._links(call)]
+        self.links = [
+            Link(first, call, problem or _between(call))
+            for call in self.calls
+            for first, problem in self._sources(call, argument(call))
+        ]
         self.loops = [n for n in self.nodes if isinstance(n, ast.For) and self._is_chain(n)]
 
     def producer(self, call: ast.Call) -> ast.expr | None:
-        """What is called for a call's input, if nothing else gets that; None if that isn't certain."""
-        for first, problem in self._sources(call, argument(call)):
-            return first.func if not problem else None
-        return None
+        """What is called for a call's input, if nothing else gets that; None if that isn't certain.
 
-    def _links(self, second: ast.Call) -> Iterator[Link]:
-        for first, problem in self._sources(second, argument(second)):
-            yield Link(first, second, problem)
+        It may be evaluated again.
+        """
+        value = argument(call)
+        above = self._block(self._statement(call))[0]
+        # Of what may stand in two branches, only one runs.
+        certain = getattr(above[-1], "value", None) if above and isinstance(value, ast.Name) else value
+        sources = [first for first, problem in self._sources(call, value) if first is certain and not problem]
+        func = sources[0].func if sources else None
+        return func if func is not None and all(isinstance(n, _NAMING) for n in ast.walk(func)) else None
 
     def _sources(self, user: ast.AST, value: ast.expr | None) -> Iterator[tuple[ast.Call, str]]:
         """The calls whose result is `value`, which `user` gets: a call, or a statement that renames it."""
@@ -205,7 +215,7 @@ class Function:
             node = self.parents[node]
             if not isinstance(node, _STRAIGHT):
                 return False
-        others = [n for n in ast.walk(statement) if isinstance(n, ast.Call | ast.Await | ast.Yield)]
+        others = [n for n in ast.walk(statement) if isinstance(n, _RUNNING)]
         return not any(n is not call and _end(n) <= _start(call) for n in others)
 
     def _is_chain(self, node: ast.For) -> bool:
@@ -234,6 +244,15 @@ def argument(call: ast.Call) -> ast.expr | None:
     if is_method(call):
         return call.func.value  # type: ignore[attr-defined,no-any-return]
     return next((keyword.value for keyword in call.keywords if keyword.arg == "input"), None)
+
+
+def _between(call: ast.Call) -> str:
+    """What its function and other arguments do before it runs, when its input is there; empty for nothing."""
+    given = argument(call)
+    inside = [*call.args, *(keyword.value for keyword in call.keywords)]
+    inside += [call.func] if isinstance(given, ast.Name) and not is_method(call) else []
+    runs = (isinstance(n, _RUNNING) for each in inside if each is not given for n in ast.walk(each))
+    return BETWEEN if any(runs) else ""
 
 
 def is_method(call: ast.Call) -> bool:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .. import _torch
 from ..activations import Activation
 from . import recognise
 from .recognise import CALLABLES, DROPOUTS, commutes, is_identity, is_untouched, known_module
@@ -57,7 +58,7 @@ def half_of(callee: Any) -> Half | None:
     name, known, inplace = cls.__name__, known_module(cls), bool(own.get("inplace"))
     if isinstance(callee, nn.Identity):
         return Half(name, identity=True) if is_identity(callee) else None
-    if isinstance(callee, nn.modules.dropout._DropoutNd):
+    if isinstance(callee, _torch.DROPOUT):
         problem = "" if cls is nn.Dropout else _no_kernel(cls, nn.Dropout)
         return Half(f"{name}(p={callee.p})", True, None, inplace, False, problem or _touched(callee), callee)
     if known is None:

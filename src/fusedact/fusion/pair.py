@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import observer
-from . import recognise
-from .recognise import Activated
+from .._torch import PRE_HOOKS, UNSTORED, part
+from ..activations import Bound
+from .recognise import FRESH, IDENTITY, NEW, activation, commutes, dropout, fused, is_identity, is_sequence
 
 Key = tuple[Any, ...] | str  # of a place in a module's code
 CHAIN = "Sequential.forward"
@@ -24,13 +25,19 @@ class Deferred:
     __slots__ = ("args", "callee", "found", "kwargs")
 
     def __init__(
-        self, callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: Activated | float
+        self, callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: Bound | float
     ) -> None:
         self.callee, self.args, self.kwargs, self.found = callee, args, kwargs, found
 
     def run(self) -> Any:
         """The call as it was written."""
         return _call(self.callee, self.args, self.kwargs)
+
+    def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of another call, with this one's result where it stands for it."""
+        if args:
+            return (self.run(), *args[1:]), kwargs
+        return args, {**kwargs, "input": self.run()}
 
 
 def value(result: Any) -> Any:
@@ -60,6 +67,8 @@ class Calls:
 
         return revive, (self.code, self.lone_dropout)
 
+    part = staticmethod(part)
+
     def begin(self, key: Key, fresh: Any, callee: Any, /, *args: Any, **kwargs: Any) -> Any:
         """A call whose result goes to another of these calls alone, and may be put off until then.
 
@@ -71,46 +80,56 @@ class Calls:
             together = self._together(key, held, callee, args, kwargs)
             if together is not None:
                 return together
-            if recognise.is_identity(callee):
+            if is_identity(callee):
                 return held
-        calls = calls_of(callee) if recognise.is_sequence(callee) else None
-        if calls is not None and len(args) == 1 and not kwargs:
-            return calls.chain(CHAIN, callee, held, fresh, True)
+        found: Bound | float | None = activation(callee, args, kwargs, fresh)
+        if found is None:
+            calls = calls_of(callee) if is_sequence(callee) else None
+            if calls is not None and len(args) == 1 and not kwargs:
+                return calls.chain(CHAIN, callee, held, fresh, True)
+            found = dropout(callee, args, kwargs, fresh)
         if type(held) is Deferred:
-            held = held.run()
-            args, kwargs = ((held, *args[1:]), kwargs) if args else (args, {**kwargs, "input": held})
-        activated = recognise.activation(callee, args, kwargs)
-        found: Activated | float | None = activated
-        if activated is not None:
-            inplace = activated.inplace
-        else:
-            alone = _alone(callee, args, kwargs) if self.lone_dropout else None
-            if alone is not None:
-                return alone
-            found, inplace = (
-                recognise.dropout(callee, args, kwargs),
-                recognise.is_inplace(callee, args, kwargs),
-            )
-        if found is None or (inplace and not recognise.is_fresh(fresh)):
+            args, kwargs = held.given(args, kwargs)
+        if found is None:
             return _call(callee, args, kwargs)
+        if self.lone_dropout and type(found) is not Bound:
+            together = self._together(key, Deferred(None, args, kwargs, IDENTITY), callee, args, kwargs)
+            if together is not None:
+                return together
         return Deferred(callee, args, kwargs, found)
 
     def finish(self, key: Key, callee: Any, /, *args: Any, **kwargs: Any) -> Any:
         """A call whose result goes where nothing is known of it."""
-        held = args[0] if args else None
-        if type(held) is Deferred:  # what most calls come to, without what the others need
+        held = args[0] if args else kwargs["input"]
+        if type(held) is Deferred:
             together = self._together(key, held, callee, args, kwargs)
             if together is not None:
                 return together
-            args = (held.run(), *args[1:])
-        return value(self.begin(key, None, callee, *args, **kwargs))
+            args, kwargs = held.given(args, kwargs)
+        if self.lone_dropout:
+            return value(self.begin(key, None, callee, *args, **kwargs))
+        return _call(callee, args, kwargs)
+
+    def pair(self, first: Key, key: Key, drop: Any, act: Any, x: Any, /) -> Any:
+        """`drop(act(x))`: a `finish` on a `begin`, as most pairs are, without what others need."""
+        if type(x) is not Deferred and not self.watchers and not getattr(act, PRE_HOOKS, None):
+            p = dropout(drop, (x,), {}, NEW)
+            if p is not None and 0.0 < p < 1.0:
+                activated = activation(act, (x,), {})
+                result = None if activated is None else fused(activated, x, p, ())
+                if result is not None:
+                    return result
+        return self.finish(key, drop, self.begin(first, None, act, x))
 
     def chain(
         self, key: Key, callees: Iterable[Any], held: Any, fresh: Any = None, opens: bool = False
     ) -> Any:
         """One call after the other, as `nn.Sequential` does. With `opens` the last may be put off."""
         for i, callee in enumerate(callees):
-            held = self.begin((key, i), fresh, callee, held)
+            if type(callee) in FRESH and type(held) is not Deferred:
+                held = callee(held)
+            else:
+                held = self.begin((key, i), fresh, callee, held)
             fresh = callee
         return held if opens else value(held)
 
@@ -119,43 +138,34 @@ class Calls:
     ) -> Tensor | None:
         """One kernel's result for both calls; None if they have to run as they were written."""
         found = held.found
-        activated: Activated | None
+        activated: Bound | None
         p: float | None
-        if isinstance(found, Activated):
-            activated, p = found, recognise.dropout(callee, args, kwargs)
+        if isinstance(found, Bound):
+            activated, p, function = found, dropout(callee, args, kwargs, NEW), held.callee
         else:
-            second = recognise.activation(callee, args, kwargs)
-            if second is None or not recognise.commutes(second.row):
+            activated, p, function = activation(callee, args, kwargs, NEW), found, callee
+            if activated is None or not commutes(activated.row):
                 return None
-            activated, p = second, found
         watchers = self._watching(key, callee, activated) if self.watchers else ()
         x = held.args[0] if held.args else held.kwargs["input"]
-        if p is not None and 0.0 < p < 1.0 and recognise.takes(x, activated):
-            function = held.callee if activated is found else callee
-            if isinstance(function, nn.Module) and function._forward_pre_hooks:
-                watchers += observer.watchers(function._forward_pre_hooks)
-            return recognise.run(activated.row, x, activated.values, p, True, False, "eager", watchers)
+        if p is not None and 0.0 < p < 1.0:
+            told = watchers
+            looking = getattr(function, PRE_HOOKS, None)
+            if looking:
+                told += tuple([watcher for watcher in observer.watchers(looking) if watcher.wants(True)])
+            result = fused(activated, x, p, told)
+            if result is not None:
+                return result
         for watcher in watchers:
             watcher(x)
         return None
 
-    def _watching(self, key: Key, callee: Any, activated: Activated) -> tuple[Any, ...]:
+    def _watching(self, key: Key, callee: Any, activated: Bound) -> tuple[Any, ...]:
         training = callee.training if isinstance(callee, nn.Module) else True
         watchers = tuple([watcher for watcher in self.watchers.get(key, ()) if watcher.wants(training)])
         for watcher in watchers:
             watcher.computes(activated.row, activated.values)
         return watchers
-
-
-def _alone(callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """The result of a dropout that follows no activation, with one bit kept; None if no kernel gives it."""
-    p, identity = recognise.dropout(callee, args, kwargs), recognise.IDENTITY
-    if p is None or identity is None or recognise.is_inplace(callee, args, kwargs):
-        return None
-    x = args[0] if args else kwargs["input"]
-    if 0 < p < 1 and recognise.takes(x, identity):
-        return recognise.run(identity.row, x, (), p, True, False, "eager")
-    return None
 
 
 def _call(callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -176,14 +186,14 @@ class Marked(set[str]):
 
 def calls_of(module: nn.Module) -> Calls | None:
     """The calls of a fused module; None if it isn't fused."""
-    return getattr(module._non_persistent_buffers_set, "fusedact", None)
+    return getattr(getattr(module, UNSTORED), "fusedact", None)
 
 
 def mark(module: nn.Module, calls: Calls | None) -> None:
     """Mark a module as fused; with None, as not."""
     if calls is not None:
-        marked = Marked(module._non_persistent_buffers_set)
+        marked = Marked(getattr(module, UNSTORED))
         marked.fusedact = calls
-        module._non_persistent_buffers_set = marked
+        setattr(module, UNSTORED, marked)
     elif calls_of(module) is not None:
-        module._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
+        setattr(module, UNSTORED, set(getattr(module, UNSTORED)))

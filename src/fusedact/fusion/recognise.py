@@ -6,23 +6,17 @@ runs them, and which inputs its kernels take.
 
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torch.nn.modules.module import (
-    _global_backward_hooks,
-    _global_backward_pre_hooks,
-    _global_forward_hooks,
-    _global_forward_pre_hooks,
-)
+from torch import Tensor, nn
 
-from .. import dispatch, kernels, operators, rows
-from ..activations import ROWS, Activation, Saves, own_rows
+from .. import _torch, dispatch, operators, rows
+from ..activations import ROWS, Activation, Bound, Saves, own_rows
 from ..observer import only_look
-
-run = dispatch.activation_dropout
+from ..watcher import Watchers
 
 # Activations of Hugging Face, by what they compute. Those of `_WIDENING` return float32 under autocast.
 _HUGGING_FACE = {
@@ -39,15 +33,9 @@ _HUGGING_FACE = {
 }
 _WIDENING = {"softplus", "GELUTanh", "NewGELUActivation", "AccurateGELUActivation", "ReLUSquaredActivation"}
 CALLABLES = types.FunctionType | types.BuiltinFunctionType | types.MethodDescriptorType
-_FRESH = (
-    nn.modules.linear.Linear,
-    nn.Bilinear,
-    nn.modules.conv._ConvNd,
-    nn.modules.batchnorm._NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-)
+_LAYERS = (nn.Linear, nn.Bilinear, _torch.CONVOLUTION, _torch.NORM, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+# Modules of exactly these classes give a new tensor that nobody else holds.
+FRESH = frozenset(cls for cls in vars(nn).values() if isinstance(cls, type) and issubclass(cls, _LAYERS))
 DROPOUTS: dict[Any, tuple[str, ...]] = {
     F.dropout: ("p", "training", "inplace"),
     torch.dropout: ("p", "train"),
@@ -55,11 +43,14 @@ DROPOUTS: dict[Any, tuple[str, ...]] = {
 # Looked up once: they are asked at every call.
 _Dropout, _dropout_forward, _f_dropout = nn.Dropout, nn.Dropout.forward, F.dropout
 _identity_forward, _sequential_forward = nn.Identity.forward, nn.Sequential.forward
-_runs_kernels, _TRITON = dispatch.runs_kernels, kernels.INSTALLED
-_function_modes: Callable[[], int] = torch._C._len_torch_function_stack
+_function_modes, _global_hooks = _torch.function_modes, _torch.global_hooks
+_calls_alone = _torch.calls_alone
+# Tests put others in their place.
+runs_kernels, by_kernels = dispatch.runs_kernels, dispatch.by_kernels
 
 
-class Known(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Known:
     """An activation that can be recognised.
 
     Attributes:
@@ -67,23 +58,16 @@ class Known(NamedTuple):
         widens: under autocast it returns float32.
         forward: of the module's class, to see whether it was replaced; None for a function.
         inplace: the function works in place whatever its arguments say.
-        alone: what a module without parameters computes, not in place; None where that depends on the module.
+        alone: what a module computes that has no parameters.
+        holds: the module calls its attribute `act`, which may be another by now.
     """
 
     row: Activation
     widens: bool
     forward: Callable[..., Any] | None = None
     inplace: bool = False
-    alone: "Activated | None" = None
-
-
-class Activated(NamedTuple):
-    """A call of an activation: its row and numbers, whether in place, whether autocast widens it."""
-
-    row: Activation
-    values: tuple[float, ...]
-    inplace: bool
-    widens: bool
+    alone: Bound | None = None
+    holds: bool = False
 
 
 MODULES: dict[type, Known] = {}
@@ -98,11 +82,11 @@ def refresh() -> None:
             continue
         widens = row.name in _WIDENING
         if row.module is not None:
-            alone = None if row.names else Activated(row, (), False, widens)
+            alone = None if row.names else row.bind()
             MODULES[row.module] = Known(row, widens, row.module.forward, alone=alone)
         FUNCTIONS[row.function] = Known(row, widens)
         if not row.function.__module__.startswith("fusedact."):
-            for space in (F, torch, torch.Tensor):
+            for space in (F, torch, Tensor):
                 for suffix in ("", "_"):
                     function = getattr(space, row.name + suffix, None)
                     if function is not None and row.module is not None:
@@ -120,73 +104,69 @@ refresh()
 def known_module(cls: type) -> Known | None:
     """What modules of exactly that class compute; None if it is no activation that is known."""
     known = MODULES.get(cls)
-    if known is None and cls.__module__ == "transformers.activations":
-        name = cls.__name__
-        if name in _HUGGING_FACE:
-            row, forward = ROWS[_HUGGING_FACE[name]], cls.forward  # type: ignore[attr-defined]
-            known = MODULES[cls] = Known(row, name in _WIDENING, forward)
+    name = cls.__name__
+    if known is None and cls.__module__ == "transformers.activations" and name in _HUGGING_FACE:
+        row, widens = ROWS[_HUGGING_FACE[name]], name in _WIDENING
+        alone = row.bind(*dict(row.defaults).values())
+        known = MODULES[cls] = Known(row, widens, cls.forward, False, alone, True)  # type: ignore[attr-defined]
     return known
 
 
 def is_untouched(module: nn.Module, forward: Callable[..., Any] | None) -> bool:
-    """Calling `module` runs `forward` and nothing else: no hook, no replaced forward."""
-    return _has_no_own(module, forward) and not _have_global_hooks()
+    """Calling `module` runs `forward` and nothing else: no hook but those that only look."""
+    return _calls_alone(module, forward, only_look) and not any(_global_hooks)
 
 
-def _has_no_own(module: nn.Module, forward: Callable[..., Any] | None) -> bool:
-    """The same, hooks on all modules aside, and hooks that only look."""
-    own = module.__dict__
-    return type(module).forward is forward and not (
-        (own["_forward_hooks"] and not only_look(own["_forward_hooks"]))
-        or (own["_forward_pre_hooks"] and not only_look(own["_forward_pre_hooks"]))
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
-        or "forward" in own
-        or "_compiled_call_impl" in own
-    )
+def activation(
+    callee: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], producer: Any = None
+) -> Bound | None:
+    """What a call computes; None unless a kernel computes the same.
 
-
-def _have_global_hooks() -> bool:
-    return bool(
-        _global_forward_hooks
-        or _global_forward_pre_hooks
-        or _global_backward_hooks
-        or _global_backward_pre_hooks
-    )
-
-
-def activation(callee: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Activated | None:
-    """What a call computes; None unless a kernel computes the same."""
+    `producer` was called for its input, which nobody else uses: if that is new, the call may be in place.
+    """
     known = MODULES.get(type(callee))
-    if known is not None or isinstance(callee, nn.Module):
-        known = known or known_module(type(callee))
-        if known is None or len(args) + len(kwargs) != 1 or not _has_no_own(callee, known.forward):
-            return None
-        own = callee.__dict__
-        if known.alone is not None and own.get("inplace", False) is False:
-            return known.alone
-        if "act" in own and not _is_own(own["act"], callee, known.row):
-            return None
-        values = [own.get(name, default) for name, default in known.row.defaults]
-        inplace = own.get("inplace", False)
-    else:
-        known = METHODS.get(callee) if isinstance(callee, str) else _function(callee)
-        if known is None:
-            return None
-        names = [*known.row.names, "inplace"]
-        given = {**dict(known.row.defaults), "inplace": known.inplace}
-        given.update(zip(names, args[1:]))  # noqa: B905
-        given.update(kwargs)
-        given.pop("input", None)
-        if len(given) != len(names) or len(args) > len(names) + 1:
-            return None
-        values = [given[name] for name in known.row.names]
-        inplace = given["inplace"] or known.inplace
-    try:
-        row, numbers = known.row.bind(*values)
-    except ValueError:  # the call's own error is about to come, or its values are no numbers
+    if known is None:
+        if not isinstance(callee, nn.Module):
+            return _activation_function(callee, args, kwargs, producer)
+        known = known_module(type(callee))
+    if known is None or len(args) + len(kwargs) != 1 or not _calls_alone(callee, known.forward, only_look):
         return None
-    return Activated(row, numbers, inplace is not False, known.widens)
+    own = callee.__dict__
+    if (
+        ("inplace" in own and own["inplace"] is not False and not is_fresh(producer))
+        or (known.widens and _torch.is_autocast())
+        or (known.holds and "act" in own and not _is_own(own["act"], callee, known.row))
+    ):
+        return None
+    if known.alone is not None:
+        return known.alone
+    try:
+        return known.row.bind(*[own[name] for name in known.row.names])
+    except (KeyError, ValueError):  # a parameter is something else by now, or the call is about to raise
+        return None
+
+
+def _activation_function(
+    callee: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], producer: Any
+) -> Bound | None:
+    """The same for functions and the names of tensors' methods."""
+    known = METHODS.get(callee) if isinstance(callee, str) else _function(callee)
+    if known is None:
+        return None
+    names = [*known.row.names, "inplace"]
+    given = {**dict(known.row.defaults), "inplace": False}
+    given.update(zip(names, args[1:]))  # noqa: B905
+    given.update(kwargs)
+    given.pop("input", None)
+    if len(given) != len(names) or len(args) > len(names) + 1:
+        return None
+    inplace = given["inplace"] is not False or known.inplace
+    if (inplace and not is_fresh(producer)) or (known.widens and _torch.is_autocast()):
+        return None
+    try:
+        return known.row.bind(*[given[name] for name in known.row.names])
+    except ValueError:
+        return None
 
 
 def commutes(row: Activation) -> bool:
@@ -194,7 +174,8 @@ def commutes(row: Activation) -> bool:
     return row is rows.RELU
 
 
-IDENTITY = Activated(rows.IDENTITY, (), False, False)  # the activation that dropout alone is the dropout of
+IDENTITY = rows.IDENTITY.bind()  # the activation that dropout alone is the dropout of
+NEW = object()  # the producer of an input that is new
 
 
 def _function(callee: Any) -> Known | None:
@@ -209,15 +190,17 @@ def _is_own(function: Any, module: nn.Module, row: Activation) -> bool:
     return computed is not None and computed.row is row
 
 
-def dropout(callee: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float | None:
+def dropout(
+    callee: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], producer: Any = None
+) -> float | None:
     """With which probability a call drops elements, 0 in eval mode; None if it does anything else."""
     if type(callee) is _Dropout:
         own = callee.__dict__
-        p, training = own["p"], own["training"]
+        p, training, inplace = own.get("p"), own["training"], own.get("inplace")
         if (
             kwargs
             or len(args) != 1
-            or not _has_no_own(callee, _dropout_forward)
+            or not _calls_alone(callee, _dropout_forward, only_look)
             or F.dropout is not _f_dropout
         ):
             return None
@@ -231,17 +214,12 @@ def dropout(callee: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> fl
         values.pop("input", None)
         if len(values) != 4:
             return None
-        p, training = values["p"], values[names[1]]
+        p, training, inplace = values["p"], values[names[1]], values["inplace"]
     if (type(p) is not float and type(p) is not int) or type(training) is not bool:
         return None
+    if inplace is not False and not is_fresh(producer):
+        return None
     return p if training else 0.0
-
-
-def is_inplace(callee: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """A call of a dropout changes its input."""
-    if isinstance(callee, nn.Module):
-        return callee.__dict__.get("inplace", False) is not False
-    return callee is F.dropout and kwargs.get("inplace", (*args, False)[3:4] == (True,)) is not False
 
 
 def is_identity(callee: Any) -> bool:
@@ -254,20 +232,19 @@ def is_sequence(callee: Any) -> bool:
     return (
         isinstance(callee, nn.Sequential)
         and is_untouched(callee, _sequential_forward)
-        and not (callee._forward_hooks or callee._forward_pre_hooks)  # who looks wants it to be called
+        # Who looks wants it to be called.
+        and not (getattr(callee, _torch.HOOKS) or getattr(callee, _torch.PRE_HOOKS))
     )
 
 
 def is_fresh(callee: Any) -> bool:
     """Calling it gives a new tensor that nobody else holds."""
+    if callee is NEW:
+        return True
     if is_sequence(callee):
-        children = list(callee._modules.values())
+        children = list(_torch.parts(callee).values())
         return len(children) > 0 and is_fresh(children[-1])
-    return (
-        isinstance(callee, _FRESH)
-        and type(callee).__module__.startswith("torch.nn.modules.")
-        and is_untouched(callee, type(callee).forward)
-    )
+    return type(callee) in FRESH and is_untouched(callee, type(callee).forward)
 
 
 _SAVES = {
@@ -283,26 +260,21 @@ def saves(row: Activation | None) -> str:
     return "what its activation needs" if row is None else _SAVES[row.saves]
 
 
-def takes(input: Any, activated: Activated) -> bool:
-    """The kernels take the input, and compute what the two calls do."""
-    if _runs_kernels(input):
-        runs = _TRITON and not (_function_modes() and _has_users_modes())
+def fused(activated: Bound, x: Any, p: float, watchers: Watchers) -> Tensor | None:
+    """One kernel's result for an activation and a dropout; None where no kernel computes what the two do."""
+    if runs_kernels(x):
+        run = by_kernels
+    elif (
+        torch.compiler.is_compiling()
+        and not _torch.is_exporting()
+        and dispatch.runs_operators(x)
+        and operators.can_compute(activated.row, activated.values, p, "eager")
+        and x.dtype in dispatch.DTYPES
+    ):
+        run = operators.activation_dropout
     else:
-        runs = (
-            torch.compiler.is_compiling()
-            and not torch.compiler._is_exporting_flag
-            and dispatch.runs_operators(input)
-            and operators.can_compute(activated.row, activated.values, 0.5, "eager")
-        )
-    return (
-        runs
-        and input.dtype in dispatch.DTYPES
-        and not (activated.widens and torch.is_autocast_enabled(input.device.type))
-        and not _have_global_hooks()
-    )
-
-
-def _has_users_modes() -> bool:
-    """A mode of the user's wants to see every function that is called."""
-    modes = [torch._C._get_function_stack_at(i) for i in range(_function_modes())]
-    return any(not isinstance(mode, torch.utils._device.DeviceContext) for mode in modes)
+        return None
+    if any(_global_hooks) or (_function_modes() and _torch.has_users_modes()):
+        return None
+    row, values = activated
+    return run(row, x, values, p, False, "eager", watchers)

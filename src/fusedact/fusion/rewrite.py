@@ -10,9 +10,10 @@ import types
 import zlib
 from typing import Any, NamedTuple
 
+from .._torch import UNSTORED
 from .dataflow import Function, is_method
 from .pair import CHAIN, Calls
-from .source import Method, compiled, find, originals
+from .source import LOCK, Method, compiled, find, originals
 
 _CALLS = "_fusedact"
 
@@ -94,10 +95,11 @@ def revive(changes: tuple[Change, ...], lone_dropout: bool) -> Calls:
 
     Where the source is another now, the module runs as it is written.
     """
-    for owner, name, checksum, roles in changes:
-        method = find(owner, name)
-        if method is not None and not changeable(method) and _checksum(method) == checksum:
-            change(method, roles)
+    with LOCK:
+        for owner, name, checksum, roles in changes:
+            method = find(owner, name)
+            if method is not None and not changeable(method) and _checksum(method) == checksum:
+                change(method, roles)
     return Calls(changes, lone_dropout)
 
 
@@ -123,8 +125,8 @@ class _Rewriter(ast.NodeTransformer):
         assert node is not None
         written = copy.deepcopy(node.body)
         fused = [self.visit(statement) for statement in node.body]
-        get = "getattr(getattr({}, '_non_persistent_buffers_set', None), 'fusedact', None)"
-        look = ast.parse(f"{_CALLS} = {get.format(self.method.self)}\nif {_CALLS} is None: pass\nelse: pass")
+        get = f"getattr(getattr({self.method.self}, '{UNSTORED}', None), 'fusedact', None)"
+        look = ast.parse(f"{_CALLS} = {get}\nif {_CALLS} is None: pass\nelse: pass")
         choice: Any = look.body[1]
         first = 1 if ast.get_docstring(node) is not None else 0
         choice.body, choice.orelse = written[first:] or choice.body, fused[first:] or choice.orelse
@@ -140,11 +142,17 @@ class _Rewriter(ast.NodeTransformer):
         self.generic_visit(call)
         if not kind:
             return call
-        callee: ast.expr = call.func
-        args = call.args
+        callee, args = call.func, call.args
+        match callee:
+            case ast.Attribute(ast.Name(self.method.self), name) if not name.startswith("__"):
+                callee = self._call(callee, "part", [callee.value, ast.Constant(name)], [])
         if is_method(call):
             callee, args = ast.Constant(call.func.attr), [call.func.value]  # type: ignore[attr-defined]
         before: list[ast.expr] = [ast.Constant(key(self.method, index))]
+        match args, call.keywords:
+            case [ast.Call(ast.Attribute(ast.Name(n), "begin"), [at, ast.Constant(None), act, x], [])], []:
+                if kind == "finish" and n == _CALLS and not isinstance(x, ast.Starred):
+                    return self._call(call, "pair", [at, *before, callee, act, x], [])
         if kind != "finish":
             before.append(copy.deepcopy(fresh) if fresh is not None else ast.Constant(None))
         return self._call(

@@ -3,6 +3,7 @@
 import ast
 import functools
 import linecache
+import threading
 import types
 import weakref
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from torch import nn
 Definition = ast.FunctionDef | ast.AsyncFunctionDef
 # Classes of PyTorch's tools around models: none calls an activation.
 _TOOLS = ("torch._dynamo.", "torch.distributed.", "torch.nn.parallel.", "torch.nn.utils.", "torch.optim.")
+LOCK = threading.RLock()  # of syntax trees, which change while they are compiled, and of functions' code
 # The code of functions that are rewritten, as it was.
 originals: weakref.WeakKeyDictionary[types.FunctionType, types.CodeType] = weakref.WeakKeyDictionary()
 

@@ -182,7 +182,9 @@ def forward_kernel(
     GROUPS: tl.constexpr = 32 // LANES
     STEP: tl.constexpr = COLUMNS if VEC == 1 and not FAST else COLUMNS * LANES
     SAVES_FLAG: tl.constexpr = SAVES == "two_bits"
-    MERGES_FLAG: tl.constexpr = SAVES == "one_bit" and not VANISHES
+    PACKS_FLAG: tl.constexpr = PASSES is not None and not VANISHES
+    # Packed before the product, the bits of half precisions need fewer predicates at a time; others' don't.
+    EARLY: tl.constexpr = LANES == 8
     k, first, base, left = origin(n, blocks, FAST, VEC, LANES, COLUMNS)
     offsets = offsets_of(blocks, FAST, VEC, LANES, COLUMNS)
     x_ptr += base
@@ -227,19 +229,19 @@ def forward_kernel(
             keeps = split(keep, COLUMNS, LANES)
         elif PASSES is not None:
             flags = split(PASSES(x, a, b), COLUMNS, LANES)
-        # Packed before the product, bits need fewer predicates at a time; LeakyReLU's signs after it.
-        kept = with_bits(kept, keeps, g, LANES)
-        if MERGES_FLAG:
-            flagged = with_bits(flagged, flags, g, LANES)
+        if EARLY:
+            kept = with_bits(kept, keeps, g, LANES)
         # A product and no select: a dropped inf or NaN is NaN in eager mode.
         y = _rounded(FORWARD(x, a, b), STORED) * tl.where(keep, scale, 0.0)
         inside = inside_of(g, offsets, first, left, blocks, FAST, VEC, LANES, COLUMNS)
         tl.store(y_ptr + g * STEP + offsets, y.to(y_ptr.dtype.element_ty), mask=inside)
-        if SAVES_FLAG:
+        if not EARLY:
+            kept = with_bits(kept, keeps, g, LANES)
+        if PACKS_FLAG:
             flagged = with_bits(flagged, flags, g, LANES)
         if signs_ptr is not None:
             positive = with_bits(positive, split(x > 0, COLUMNS, LANES), g, LANES)
-    if MERGES_FLAG:
+    if PACKS_FLAG and not SAVES_FLAG:
         kept &= flagged
     PLANES: tl.constexpr = 2 if SAVES_FLAG else 1
     tl.store(bits_ptr + word_offsets(k, 0, PLANES, COLUMNS), kept)

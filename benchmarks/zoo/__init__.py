@@ -1,0 +1,1 @@
+"""`fuse` on models that nobody here wrote: torchvision's, and one of every Hugging Face configuration."""
