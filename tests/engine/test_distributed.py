@@ -297,6 +297,8 @@ def test_tensor_parallelism_on_local_tensors_draws_as_the_ranks_are_seeded(activ
 
 
 def train_mnist(p, batch_size):
+    from tqdm import tqdm
+
     from benchmarks import mnist, mnist_data
 
     torch.manual_seed(0)
@@ -306,7 +308,7 @@ def train_mnist(p, batch_size):
         ["--epochs=2", f"--batch-size={batch_size}", f"--p={p}", "--device=cpu"]
     )
     # Adam would forgive gradients of the wrong size.
-    with mock.patch.object(torch.optim, "Adam", torch.optim.SGD), mnist.tqdm(disable=True) as progress:
+    with mock.patch.object(torch.optim, "Adam", torch.optim.SGD), tqdm(disable=True) as progress:
         return mnist.train("ReLU", 0, digits, options, progress)["epochs"], torch.rand(3)
 
 
