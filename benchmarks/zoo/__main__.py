@@ -35,6 +35,7 @@ from benchmarks.zoo.table import table
 
 SECONDS = 60  # of the processor's time, per model
 PATIENCE = 30  # times as long on the clock
+CLOSE = 1e-5  # of the largest value: some activations of Hugging Face round after each of their operations
 BYTES = 8 << 30  # per model
 
 Row = dict[str, Any]
@@ -95,7 +96,7 @@ class Results:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the sweeps; 1 if a model raised an error in `fuse` or when it was fused, or bits differed."""
+    """Run the sweeps; 1 if a model raised an error in `fuse` or when it was fused, or results differed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -123,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             break
     print(table(results.rows, results.bits))
     failed = any("error" in row for row in results.rows)
-    return int(failed or not all(all(row["same"].values()) for row in results.bits))
+    return int(failed or any(row["difference"] > CLOSE for row in results.bits))
 
 
 if __name__ == "__main__":

@@ -86,10 +86,13 @@ def test_bits(monkeypatch):
     assert row["ran_fused"] == {"gelu": 1, "relu": 1}
     assert len(row["same"]) == 4
     assert all(row["same"].values())
+    assert row["difference"] == 0
     composition = running.composition
     monkeypatch.setattr(running, "composition", lambda *args: composition(*args) + 1e-7)
     row = running.compare_bits(model, 60)
     assert [way for way, same in row["same"].items() if not same] == ["composed, training"]
+    assert 0 < row["difference"] < 1e-5
+    assert "The plain model's bits had 0. The others differ by" in table.table([], [row])
 
 
 @pytest.mark.filterwarnings("ignore")
