@@ -6,12 +6,16 @@ from typing import Any
 
 import torch
 
+MOST = 2**31 - 1  # far above any use, and below what overflows
+
 
 def at_least(kind: type, low: float, strict: bool = False) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         value = kind(text)
-        if not (value > low if strict else value >= low) or value == float("inf"):
+        if not (value > low if strict else value >= low):
             raise argparse.ArgumentTypeError(f"{text} is not {'above' if strict else 'at least'} {low}")
+        if value > MOST:
+            raise argparse.ArgumentTypeError(f"{text} is above {MOST}")
         return value
 
     parse.__name__ = kind.__name__
@@ -27,6 +31,8 @@ def probability(text: str) -> float:
 
 def torch_device(text: str) -> torch.device:
     try:
-        return torch.empty(0, device=text).device
-    except (RuntimeError, AssertionError) as error:
-        raise argparse.ArgumentTypeError(f"{text}: {str(error).splitlines()[0]}") from None
+        value = torch.zeros(1, device=text)
+        value.item()  # "meta" has no values
+    except Exception as error:  # of a package that a device's name stands for, any
+        raise argparse.ArgumentTypeError(f"{text}: {' '.join(str(error).split())[:200]}") from None
+    return value.device

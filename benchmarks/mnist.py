@@ -13,7 +13,9 @@ Write `--` before the script if options follow it: torchrun would take `--p` for
 
 import argparse
 import contextlib
+import io
 import json
+import math
 import os
 import statistics
 import sys
@@ -28,7 +30,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import fusedact
 
@@ -36,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.arguments import at_least, probability, torch_device
 from benchmarks.machine import describe_device, versions
 from benchmarks.mnist_data import DataError, Digits, load
-from benchmarks.outputs import OutputError, new_figure, prepare
+from benchmarks.outputs import OutputError, new_figure, prepare, require, writing
 
 # Per activation: the fused module, and the eager modules that it stands for.
 NETS: dict[str, tuple[Callable[[float], nn.Module], Callable[[], nn.Module]]] = {
@@ -93,7 +94,10 @@ def build(activation: str, hidden: int, p: float, backend: str) -> nn.Sequential
 
 @dataclass(frozen=True)
 class Tested:
-    """On the test images: accuracy in percent, and the fraction of hidden units that fire for none."""
+    """On the test images: accuracy in percent, and the fraction of hidden units that fire for none.
+
+    Of a net that has diverged a unit's input is NaN: such a unit isn't taken for one that never fires.
+    """
 
     accuracy: float
     never_fired: float
@@ -104,13 +108,13 @@ def evaluate(net: nn.Sequential, digits: Digits) -> Tested:
     """Run `net` on the test images with nothing dropped."""
     net.eval()
     right = (net(digits.test_images).argmax(1) == digits.test_labels).float().mean()
-    fires = (net[0](digits.test_images) > 0).any(0)
+    fires = (net[0](digits.test_images) <= 0).all(0).logical_not()
     net.train()
     return Tested(100 * right.item(), 1 - fires.float().mean().item())
 
 
 def train(
-    activation: str, seed: int, digits: Digits, options: argparse.Namespace, progress: "tqdm[Any]"
+    activation: str, seed: int, digits: Digits, options: argparse.Namespace, progress: Any
 ) -> dict[str, Any]:
     """One net from one seed: its figures per epoch. The same seed gives every backend the same start.
 
@@ -165,9 +169,16 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             for figure in [name for name in same_epoch[0] if name != "epoch"]:
                 values = [epoch[figure] for epoch in same_epoch]
                 row[figure] = statistics.fmean(values)
-                row[f"{figure}_deviation"] = statistics.stdev(values) if len(values) > 1 else None
+                row[f"{figure}_deviation"] = deviation(values)
             rows.append(row)
     return rows
+
+
+def deviation(values: list[float]) -> float | None:
+    """The standard deviation, NaN where one isn't finite, as the loss of a net that has diverged."""
+    if len(values) < 2:
+        return None
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def table(rows: list[dict[str, Any]], seeds: int) -> str:
@@ -222,7 +233,7 @@ def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
         axis.grid(alpha=0.3)
     axes[2].set_ylim(bottom=0)
     axes[0].legend()
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)  # a folder's name may have dollars
     figure.savefig(path, dpi=120)
 
 
@@ -263,24 +274,38 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # whatever its encoding lacks mustn't cost a run
     command = parser()
     options = command.parse_args(arguments, argparse.Namespace(data=None))
     if len(set(options.seeds)) != len(options.seeds):
         command.error("argument --seeds: a seed stands twice")
-    with joined(options):
-        compare(command, options)
-
-
-def compare(command: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Train every net from every seed; print the figures and write the files."""
-    rank, world = place()
     try:
-        if rank == 0:
-            prepare(options.out, RESULTS, PLOT)
-            new_figure()
-        digits = load_once(options.data).to(options.device)
+        with joined(options):
+            compare(options)
     except (DataError, OutputError) as error:
         command.exit(2, f"{command.prog}: error: {error}\n")
+    except KeyboardInterrupt:
+        command.exit(130, f"\n{command.prog}: interrupted\n")
+    except (MemoryError, RuntimeError) as error:  # on a CPU PyTorch has no error of its own for it
+        if not (isinstance(error, MemoryError) or "allocate" in str(error)):
+            raise
+        cure = "choose a smaller --hidden or --batch-size"
+        command.exit(1, f"{command.prog}: error: not enough memory: {cure}\n")
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Train every net from every seed; print the figures and write the files.
+
+    Raises:
+        DataError: see `load`.
+        OutputError: something is missing for the results, or they can't be written.
+    """
+    rank, world = place()
+    if rank == 0:
+        prepare(options.out, RESULTS, PLOT)
+    tqdm = require("tqdm", "mnist").tqdm
+    digits = load_once(options.data).to(options.device)
     device = describe_device(options.device) + (f", {world} processes" if world > 1 else "")
     print(
         f"{len(digits.train_labels)} training and {len(digits.test_labels)} test digits "
@@ -310,10 +335,12 @@ def compare(command: argparse.ArgumentParser, options: argparse.Namespace) -> No
         "runs": runs,
         "summary": rows,
     }
-    (options.out / RESULTS).write_text(json.dumps(result, indent=1) + "\n")
+    with writing(options.out / RESULTS):
+        (options.out / RESULTS).write_text(json.dumps(result, indent=1) + "\n")
     seeds = "1 seed" if len(options.seeds) == 1 else f"{len(options.seeds)} seeds"
     sizes = f"784-{options.hidden}-10, p = {options.p}, {seeds}"
-    plot(rows, f"{sizes}, {digits.source}", options.out / PLOT)
+    with writing(options.out / PLOT):
+        plot(rows, f"{sizes}, {digits.source}", options.out / PLOT)
     print(f"Written: {options.out / PLOT} and {options.out / RESULTS}")
 
 

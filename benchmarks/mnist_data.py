@@ -137,7 +137,9 @@ def _download() -> str | None:
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             MNIST(str(DOWNLOADS.path.parents[1]), download=True)
-    except Exception as error:  # of the network, the disk or an archive
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # of the network, the disk or an archive
         return _reason(error)
     finally:
         socket.setdefaulttimeout(timeout)
@@ -190,11 +192,13 @@ def _read_idx(folder: Folder, file: File) -> Tensor:
         raise folder.error(
             f"{path} is damaged: {len(content) - start} bytes, but {shape} has {math.prod(shape)}"
         )
-    if shape[0] == 0 or shape[1:] not in ((), (28, 28)):
+    if not 0 < shape[0] <= file.items or shape[1:] not in ((), (28, 28)):
         raise folder.error(f"{path} is no file of MNIST: shape {shape}")
     if (folder.whole or shape[0] == file.items) and hashlib.sha256(content).hexdigest() != file.sha256:
         raise folder.error(f"{path} is no file of MNIST, or damaged: its SHA-256 differs")
     values = torch.frombuffer(bytearray(content[start:]), dtype=torch.uint8).view(shape)
     if file.dimensions == 1 and values.max() > 9:
         raise folder.error(f"{path} is no file of MNIST: a label is {int(values.max())}, above 9")
+    if file.dimensions == 3 and values.min() == values.max():
+        raise folder.error(f"{path} is no file of MNIST: all its pixels are {int(values.max())}")
     return values

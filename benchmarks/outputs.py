@@ -1,10 +1,13 @@
-"""A run's results: the files that it will write, and the packages that draw its plots.
+"""A run's results: the files that it writes, and the packages that draw its plots.
 
 Both are checked before the run begins, so that nothing is lost at its end.
 """
 
+import contextlib
 import importlib
+import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +17,53 @@ class OutputError(Exception):
 
 
 def prepare(folder: Path, *names: str) -> None:
-    """Make `folder` and try to open each file in it for writing.
+    """Make `folder`, try to open each file in it for writing, and for a PNG to draw a plot.
 
     Raises:
-        OutputError: the folder can't be made, or a file can't be written.
+        OutputError: the folder can't be made, a file can't be written, or a plot can't be drawn.
     """
-    path = folder
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for path in (folder / name for name in names):
+    for path in (folder / name for name in names):
+        with writing(path):
             new = not path.exists()
             with path.open("ab"):
                 pass
             if new:
                 path.unlink()
+    if any(name.endswith(".png") for name in names):
+        _draw()
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Have an error of the system name the file, and the option that says where it is.
+
+    Raises:
+        OutputError: in place of an OSError.
+    """
+    try:
+        yield
     except OSError as error:
         raise OutputError(
-            f"{path} can't be written ({error.strerror}); --out has to name a folder that can"
+            f"{path} can't be written ({error.strerror or error}); --out has to name a folder that can"
         ) from None
+
+
+def _draw() -> None:
+    """Draw a plot to nowhere: what can't be imported or found is often asked for no sooner."""
+    figure = new_figure(figsize=(1, 1))
+    figure.subplots().set(title="a", xlabel="b")
+    try:
+        figure.savefig(io.BytesIO())
+    except Exception as error:  # of a package that is missing or broken, or of the user's matplotlibrc
+        raise OutputError(
+            f"matplotlib can't draw ({_reason(error)}): pip install -e '.[mnist]', or mend matplotlibrc"
+        ) from None
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def require(module: str, extra: str) -> Any:
@@ -46,8 +78,12 @@ def require(module: str, extra: str) -> Any:
     backend = os.environ.pop("MPLBACKEND", None)
     try:
         return importlib.import_module(module)
-    except Exception as error:  # of a broken installation any
-        raise OutputError(f"{module} doesn't import ({error}): pip install -e '.[{extra}]'") from None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # of a broken installation any
+        raise OutputError(
+            f"{module} doesn't import ({_reason(error)}): pip install -e '.[{extra}]'"
+        ) from None
     finally:
         if backend is not None:
             os.environ["MPLBACKEND"] = backend

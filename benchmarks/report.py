@@ -228,6 +228,12 @@ def _mnist(results: Path) -> str:
     return f"```text\n{mnist.table(mnist.summary(result['runs']), len(result['seeds']))}\n```"
 
 
+def _study(results: Path) -> str:
+    from benchmarks.dead_neurons import page
+
+    return page.readme(page.load(results / "dead-neurons"))
+
+
 def _gpu(results: Path) -> str:
     parts = []
     for path in sorted((results / "gpu").glob("*.json")):
@@ -243,6 +249,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "host time": _host_time,
     "machine code": _machine_code,
     "mnist": _mnist,
+    "study": _study,
     "pair time": _pair_time,
     "zoo": _zoo,
 }

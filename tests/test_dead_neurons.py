@@ -1,384 +1,244 @@
-"""The study of dead units: many nets at once are each the net it would be alone, and the figures add up."""
+"""The study: its nets are PyTorch's, its counts the monitor's, its files and statistics can be trusted."""
 
 import dataclasses
 import json
-import math
-import os
-import statistics
-import struct
+import subprocess
 import sys
-from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from cases import ROOT
 from torch import nn
 
-dead_neurons = pytest.importorskip("benchmarks.dead_neurons", reason="needs the extra `mnist`")
-pytest.importorskip("scipy", reason="tests differences with scipy")
+import fusedact
+from benchmarks.dead_neurons import __main__ as page_command
+from benchmarks.dead_neurons import job as jobs
+from benchmarks.dead_neurons import page, questions, store
+from benchmarks.dead_neurons.nets import Stack, loss_of, measure, optimiser_of
+from benchmarks.dead_neurons.questions import ACCURACY, SILENT, At, Question, Results
+from benchmarks.dead_neurons.regimes import ACTIVATIONS, ADAM, FAST_ADAM, HE, PYTORCH, SGD, Arm, Job, Regime
+from benchmarks.dead_neurons.text import SECTIONS
+from benchmarks.mnist_data import Digits
 
-Digits = dead_neurons.Digits
-
-ROOT = Path(__file__).parents[1]
-TINY = dead_neurons.Grid(
-    activation=("ReLU", "ELU"),
-    p=(0.0, 0.5),
-    lr=(1e-3, 1e-1),
-    init=("default", "negative"),
-    optimiser=("SGD",),
-    depth=(1, 2),
-    seeds=2,
-    hidden=8,
-    epochs=1,
-    batch_size=50,
-)
+TINY = Regime("tutorial", hidden=(12, 8), train=96, epochs=2, seeds=2, batch=16, test=64)
+MODULES = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU}
+ARMS = [Arm(name, p, init) for name in ACTIVATIONS for p in (0.0, 0.5) for init in (PYTORCH, HE)]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def digits():
-    labels = torch.arange(300) % 10
-    images = torch.randn(300, 784) + torch.randn(10, 784)[labels]  # quickly learned
-    return Digits(images[:200], labels[:200], images[200:], labels[200:], "noise")
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(160, 20, generator=generator), torch.arange(160) % 10
+    return Digits(images[:96], labels[:96], images[96:], labels[96:], "made up")
 
 
-@pytest.fixture
-def silent():
-    with dead_neurons.tqdm(disable=True) as progress:
-        yield progress
+def net_of(stack, i):
+    """One net of a stack, as people write it."""
+    layers = []
+    for weight, bias in zip(stack.weights, stack.biases, strict=True):
+        linear = nn.Linear(*weight[i].shape)
+        linear.weight.data, linear.bias.data = weight[i].detach().t().clone(), bias[i, 0].detach().clone()
+        layers += [linear, MODULES[stack.arms[i].activation](), nn.Dropout(stack.arms[i].p)]
+    return nn.Sequential(*layers[:-2])
 
 
-@pytest.mark.parametrize(("optimiser", "lr"), [("SGD", 0.5), ("Adam", 0.01)])
-def test_nets_that_train_at_once_are_those_that_train_alone(optimiser, lr, digits, silent):
-    part = dead_neurons.Part(depth=2, optimiser=optimiser, lr=lr, activation="ReLU")
-    rows = dead_neurons.train(TINY, part, digits, silent)
-    by_p = {p: [row["start"] for row in rows if row["p"] == p] for p in TINY.p}
-    assert by_p[0.0] == by_p[0.5]
-    for row in rows:
-        if row["p"] > 0:
-            continue  # their masks are drawn together
-        layers = dead_neurons._initial([784, 8, 8, 10], row["init"], row["seed"])
-        parameters = [nn.Parameter(tensor) for layer in layers for tensor in layer]
-
-        def forward(x, parameters=parameters):
-            hidden = []
-            for weight, bias in zip(parameters[::2], parameters[1::2], strict=True):
-                x = F.relu(x) if hidden else x
-                x = x @ weight + bias
-                hidden.append(x)
-            return hidden
-
-        *hidden, logits = forward(digits.test_images)
-        assert row["start"]["dead"] == pytest.approx(
-            [(~(h > 0).any(0)).double().mean().item() for h in hidden]
-        )
-        step = getattr(torch.optim, optimiser)(parameters, lr=lr)
-        order = torch.randperm(200, generator=torch.Generator().manual_seed(row["seed"]))
-        for batch in order.split(50):
-            step.zero_grad()
-            F.cross_entropy(forward(digits.train_images[batch])[-1], digits.train_labels[batch]).backward()
-            step.step()
-        *hidden, logits = forward(digits.test_images)
-        assert row["finite"]
-        assert row["dead"] == pytest.approx([(~(h > 0).any(0)).double().mean().item() for h in hidden])
-        accuracy = (logits.argmax(1) == digits.test_labels).double().mean().item()
-        assert row["accuracy"] == pytest.approx(accuracy, abs=0.011)  # a tie may fall either way
+def test_silent_units_are_those_that_the_monitor_calls_dead_or_never_positive(digits):
+    stack = Stack(ARMS, (20, 12, 8, 10), seed=1)
+    for bias in stack.biases:
+        bias.data[:, :, ::3] -= 4.0
+    measured = measure(stack, digits.test_images, digits.test_labels, chunk=24)
+    for i in range(len(ARMS)):
+        net = net_of(stack, i).eval()
+        with fusedact.ActivityMonitor(net) as monitor:
+            logits = net(digits.test_images)
+        for layer, silent in zip(monitor.report().layers, measured.silent, strict=True):
+            assert 0 < silent[i].sum() < len(silent[i])
+            assert torch.equal(layer.fired == 0, silent[i])
+            if ARMS[i].activation == "relu":
+                assert torch.equal(layer.dead, silent[i])
+        accuracy = (logits.argmax(1) == digits.test_labels).float().mean()
+        torch.testing.assert_close(measured.accuracy[i], accuracy)
 
 
-def test_initialisations():
-    sizes = [784, 50, 10]
-    (w, b), (_, last) = dead_neurons._initial(sizes, "default", 3)
-    assert w.abs().max() <= 1 / 28
-    assert b.abs().max() <= 1 / 28
-    negative = dead_neurons._initial(sizes, "negative", 3)
-    assert torch.equal(negative[0][0], w)
-    assert (negative[0][1] == -1).all()
-    assert torch.equal(negative[1][1], last)
-    he = dead_neurons._initial(sizes, "he", 3)
-    assert he[0][0].std().item() == pytest.approx((2 / 784) ** 0.5, rel=0.05)
-    assert not he[0][1].any()
+@pytest.mark.parametrize("optimiser", [ADAM, FAST_ADAM, SGD], ids=str)
+def test_each_net_trains_as_it_would_alone(digits, optimiser):
+    arms = [arm for arm in ARMS if arm.p == 0]
+    stack = Stack(arms, (20, 12, 8, 10), seed=2)
+    nets = [net_of(stack, i) for i in range(len(arms))]
+    together = optimiser_of(stack, optimiser)
+    for images, labels in zip(digits.train_images.split(16), digits.train_labels.split(16), strict=True):
+        together.zero_grad()
+        loss_of(stack(images, torch.Generator())[0], labels).sum().backward()
+        together.step()
+    kind = getattr(torch.optim, optimiser.name)
+    for i, net in enumerate(nets):
+        alone = kind(net.parameters(), lr=optimiser.lr)
+        for images, labels in zip(digits.train_images.split(16), digits.train_labels.split(16), strict=True):
+            alone.zero_grad()
+            nn.functional.cross_entropy(net(images), labels).backward()
+            alone.step()
+        torch.testing.assert_close(net[0].weight, stack.weights[0][i].t(), rtol=1e-4, atol=1e-5)
 
 
-def test_an_interrupted_study_goes_on(digits, tmp_path, monkeypatch, capsys):
-    whole, took = dead_neurons.study(TINY, digits, tmp_path / "whole")
-    assert len(whole) == 2 * 2 * 2 * 2 * 2 * 2
-    assert (took["parts"], took["kept"]) == (8, 0)
-    trained = []
-    train = dead_neurons.train
-
-    def interrupted(grid, part, *rest):
-        if len(trained) == 3:
-            raise KeyboardInterrupt
-        trained.append(part)
-        return train(grid, part, *rest)
-
-    monkeypatch.setattr(dead_neurons, "train", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        dead_neurons.study(TINY, digits, tmp_path / "parts")
-    monkeypatch.setattr(dead_neurons, "train", lambda *a: trained.append(a[1]) or train(*a))
-    # One of the three is damaged, in one of several ways.
-    path = tmp_path / "parts" / f"{trained[1].name}.json"
-    content = path.read_bytes()
-    digit = content.replace(b'"accuracy": 0.', b'"accuracy": 1.', 1)
-    assert digit != content
-    for damaged in (content[:-20], b"", digit, b"[]", b"\xff\n" + content):
-        path.write_bytes(damaged)
-        trained.clear()
-        again, took = dead_neurons.study(TINY, digits, tmp_path / "parts")
-        assert again == whole
-        assert f"{path} is damaged" in capsys.readouterr().out
-        assert len(trained) in (1, 6)  # at first also the five that were never reached
-        assert took["kept"] == 8 - len(trained)
-    trained.clear()
-    again, took = dead_neurons.study(TINY, digits, tmp_path / "parts")
-    assert again == whole
-    assert (trained, took["kept"]) == ([], 8)
-    assert took["cpu_seconds"] > 0  # of the parts, whenever they trained
+def test_dropout_keeps_and_scales_as_pytorchs():
+    stack = Stack([Arm(name, 0.8, PYTORCH) for name in ACTIVATIONS], (20, 4000, 10), seed=3)
+    stack.weights[0].data.zero_()
+    stack.biases[0].data.fill_(1.0)
+    stack.weights[1].data.fill_(1 / 4000)
+    stack.biases[1].data.zero_()
+    logits, _ = stack(torch.randn(50, 20), torch.Generator().manual_seed(1))
+    assert logits.std() > 0
+    torch.testing.assert_close(logits.mean(), torch.tensor(1.0), rtol=0, atol=0.02)
+    torch.testing.assert_close(stack(torch.randn(2, 20))[0], torch.ones(3, 2, 10), rtol=1e-4, atol=0)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="several processes on Linux only")
-def test_processes_share_the_parts(digits, tmp_path, monkeypatch):
-    whole, _ = dead_neurons.study(TINY, digits, tmp_path / "alone")
-    shared, took = dead_neurons.study(TINY, digits, tmp_path / "shared", processes=3)
-    assert shared == whole
-    assert took["kept"] == 0
-    # One process is killed: the study says so, and the parts that were done are kept.
-    train = dead_neurons.train
-    killed = dead_neurons.Part(depth=1, optimiser="SGD", lr=1e-1, activation="ELU")
-    monkeypatch.setattr(
-        dead_neurons, "train", lambda grid, part, *a: os._exit(9) if part == killed else train(grid, part, *a)
-    )
-    with pytest.raises(ChildProcessError, match="a process ended with 9"):
-        dead_neurons.study(TINY, digits, tmp_path / "killed", processes=2)
-    monkeypatch.undo()
-    again, took = dead_neurons.study(TINY, digits, tmp_path / "killed", processes=2)
-    assert again == whole
-    assert 4 <= took["kept"] <= 7  # deep ones come first
+@pytest.mark.parametrize("init", [PYTORCH, HE])
+def test_initial_weights_are_pytorchs(init):
+    stack = Stack([Arm(name, 0.5, init) for name in ACTIVATIONS], (784, 128, 10), seed=4)
+    linear = nn.Linear(784, 128)
+    if init == HE:
+        nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+        assert not stack.biases[0].any()
+    torch.testing.assert_close(stack.weights[0].std(), linear.weight.std(), rtol=0.02, atol=0)
+    torch.testing.assert_close(stack.weights[0].abs().max(), linear.weight.abs().max(), rtol=0.25, atol=0)
+    assert torch.equal(stack.weights[0][0], stack.weights[0][2])
 
 
-def test_a_part_of_another_grid_trains_again(digits, tmp_path, monkeypatch, capsys):
-    dead_neurons.study(TINY, digits, tmp_path)
-    part, another, *_ = TINY.parts()
-    path = tmp_path / f"{part.name}.json"
-    settings = dead_neurons.part_settings
-    assert dead_neurons.load_part(path, settings(TINY, part, digits)) is not None
-    assert capsys.readouterr().out == ""
-    others = [
-        settings(dataclasses.replace(TINY, hidden=4), part, digits),
-        settings(TINY, part, dataclasses.replace(digits, source="other data")),
-        settings(TINY, another, digits),
-    ]
-    for name, value in (("versions", {"torch": "another"}), ("describe_device", "another")):
-        with monkeypatch.context() as patch:
-            patch.setattr(dead_neurons, name, lambda *_, value=value: value)
-            others.append(settings(TINY, part, digits))
-    for other in others:
-        assert dead_neurons.load_part(path, other) is None
-        assert f"{path} is of another" in capsys.readouterr().out
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_a_job_gives_the_same_result_to_the_last_digit(digits, tasks):
+    job = Job(dataclasses.replace(TINY, tasks=tasks), FAST_ADAM, 1)
+    first, second = (jobs.perform(job, digits)["nets"] for _ in range(2))
+    assert first == second
+    assert first != jobs.perform(dataclasses.replace(job, seed=0), digits)["nets"]
+    assert {len(net["accuracy"]) for net in first} == {job.evaluations}
+    for net in first:
+        changes = np.diff(np.array(net["silent"]), axis=0)
+        assert (np.array(net["revived"]) >= -changes).all()
+    assert any(sum(map(sum, net["revived"])) for net in first)
 
 
-def row(seed, p, dead, accuracy, **other):
-    factors = {"activation": "ReLU", "lr": 0.1, "init": "he", "optimiser": "SGD", "depth": 1}
-    start = {"accuracy": 0.1, "dead": [0.0]}
-    results = {"start": start, "dead": [dead], "accuracy": accuracy, "finite": True}
-    return {**factors, "p": p, "seed": seed, **results, **other}
+def study(folder, *options):
+    """The command, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.dead_neurons", *map(str, options), "--work", str(folder)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-TRAINED = {"trained": True}
-
-
-def test_differences_are_paired_by_seed():
-    from scipy.stats import ttest_rel
-
-    before, after = [0.1, 0.5, 0.3], [0.2, 0.65, 0.4]
-    rows = [row(s, 0.0, before[s], 0.9) for s in range(3)] + [row(s, 0.5, after[s], 0.9) for s in range(3)]
-    rows += [row(s, 0.5, 1.0, 0.1, init="default") for s in range(3)]  # without a partner
-    comparison = dead_neurons.Comparison("", "", "p", 0.0, 0.5, TRAINED)
-    found = dead_neurons.paired(dead_neurons.states(rows), comparison, dead_neurons.dead, {})
-    expected = ttest_rel(after, before)
-    interval = expected.confidence_interval()
-    assert (found.pairs, found.seeds) == (3, 3)
-    assert (found.before, found.after) == pytest.approx((30, 100 * statistics.fmean(after)))
-    assert found.mean == pytest.approx(100 * (statistics.fmean(after) - statistics.fmean(before)))
-    assert found.probability == pytest.approx(expected.pvalue)
-    assert (found.low, found.high) == pytest.approx((100 * interval.low, 100 * interval.high))
-    states = dead_neurons.states(rows)
-    assert dead_neurons.paired(states, comparison, dead_neurons.accuracy, {}).probability == 1
-    assert dead_neurons.paired(states, comparison, dead_neurons.dead, {"depth": 4}) is None
-
-
-def test_no_difference_but_for_rounding():
-    rows = [row(s, p, dead, 0.9) for s in range(3) for p, dead in ((0.0, 0.3), (0.5, 0.1 + 0.2))]
-    comparison = dead_neurons.Comparison("", "", "p", 0.0, 0.5, TRAINED)
-    found = dead_neurons.paired(dead_neurons.states(rows), comparison, dead_neurons.dead, {})
-    assert (found.mean, found.probability) == (0, 1)
-
-
-def test_pairs_of_one_seed_are_one_value():
-    rows = [row(s, p, p * s / 10, 0.9, lr=lr) for s in (1, 2) for p in (0.0, 0.5) for lr in (0.1, 0.01)]
-    comparison = dead_neurons.Comparison("", "", "p", 0.0, 0.5, TRAINED)
-    found = dead_neurons.paired(dead_neurons.states(rows), comparison, dead_neurons.dead, {})
-    assert (found.pairs, found.seeds) == (4, 2)
-
-
-def test_nets_that_diverged_count_by_their_accuracy_alone():
-    rows = [row(s, p, s / 10, 0.9 - p, lr=lr) for s in range(3) for p in (0.0, 0.5) for lr in (0.1, 0.01)]
-    rows[-1]["finite"] = False
-    comparison = dead_neurons.Comparison("", "", "p", 0.0, 0.5, TRAINED)
-    states = dead_neurons.states(rows)
-    assert dead_neurons.paired(states, comparison, dead_neurons.dead, {}).pairs == 5
-    assert dead_neurons.paired(states, comparison, dead_neurons.accuracy, {}).pairs == 6
-    assert "diverged to infinity or NaN (ReLU 1)" in dead_neurons._diverged(rows)
-    assert dead_neurons._diverged(rows[:-1]) == "No net diverged to infinity or NaN."
-
-
-def test_blocked_nets_are_apart():
-    """And arms: two that cancel on average are each found."""
-    start = {"accuracy": 0.1, "dead": [1.0]}
-    rows = [
-        row(s, p, 0.3 + sign * p * (1 + s / 100), 0.9 - p, optimiser=optimiser)
-        for s in range(5)
-        for p in (0.0, 0.5)
-        for optimiser, sign in (("SGD", 0.5), ("Adam", -0.5))
-    ]
-    rows += [
-        row(s, 0.5, dead + s / 100, 0.5, activation=activation, start=start)
-        for s in range(5)
-        for activation, dead in (("ReLU", 0.9), ("ELU", 0.2))
-    ]
-    found = {(f["text"], str(f["arm"]), f["figure"]): f for f in dead_neurons.findings(rows)}
-    average = found["p = 0.5 for 0", "{}", "dead"]
-    assert average["pairs"] == 10  # no blocked net
-    assert dead_neurons.direction(average) == "no difference beyond noise"
-    arms = [f for f in found.values() if f["text"] == "p = 0.5 for 0" and f["arm"] and f["figure"] == "dead"]
-    assert {f["arm"]["optimiser"]: dead_neurons.direction(f) for f in arms} == {
-        "SGD": "more",
-        "Adam": "fewer",
-    }
-    assert dead_neurons.verdict(average, arms).endswith("; of 2 arms fewer in 1, more in 1.")
-    assert ("ELU for ReLU", "{}", "dead") not in found
-    assert found["ELU for ReLU in blocked nets", "{}", "dead"]["mean"] == pytest.approx(-70)
-    assert found["after training for before", "{}", "dead"]["before"] == 0
-
-
-def test_holm():
-    assert dead_neurons.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert dead_neurons.holm([]) == []
-
-
-def test_verdicts():
-    numbers = {"before": 10.0, "after": 15.0, "mean": 5.0, "low": 2.0, "high": 8.0, "adjusted": 0.0001}
-    finding = {"figure": "dead", "text": "p = 0.5 for 0", "arm": {}, "seeds": 5, "pairs": 9, **numbers}
-    assert dead_neurons.verdict(finding, []) == (
-        "Dead units, p = 0.5 for 0: 10.0 → 15.0%, **more** "
-        "(+5.0 points, 95% interval +2.0 to +8.0, P < 0.001, 9 pairs, 5 seeds)."
-    )
-    noise = {**finding, "adjusted": 0.05}
-    assert "15.0%, **no difference beyond noise** (+5.0 points" in dead_neurons.verdict(noise, [])
-    accuracy = {**finding, "figure": "accuracy", "mean": -5.0}
-    assert "15.0%, **lower** (-5.0 points" in dead_neurons.verdict(accuracy, [])
+def test_a_stored_job_is_read_again_unless_its_settings_or_digits_differ(digits, tmp_path):
+    job, data = Job(TINY, ADAM, 0), store.digest(digits)
+    assert store.load(job, data, tmp_path) is None
+    store.save(job, {"nets": [1]}, data, tmp_path)
+    assert store.load(job, data, tmp_path)["nets"] == [1]
+    assert store.load(Job(dataclasses.replace(TINY, epochs=3), ADAM, 0), data, tmp_path) is None
+    assert store.load(job, "other", tmp_path) is None
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error"),
+    "damage", [lambda text: text[:-20], lambda text: "", lambda text: text.replace("1", "2")]
+)
+def test_a_damaged_file_is_noticed(digits, tmp_path, damage):
+    job, data = Job(TINY, ADAM, 0), store.digest(digits)
+    store.save(job, {"nets": [1]}, data, tmp_path)
+    path = store.path_of(job, tmp_path)
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(store.DamagedError, match=f"{path.name} is damaged. Delete it"):
+        store.load(job, data, tmp_path)
+
+
+def test_results_are_collected_only_when_they_are_whole(digits, tmp_path):
+    data, all_jobs = store.digest(digits), dataclasses.replace(TINY, optimisers=(ADAM,)).jobs()
+    for job in all_jobs[:1]:
+        store.save(job, jobs.perform(job, digits), data, tmp_path)
+    with pytest.raises(store.DamagedError, match=all_jobs[1].name):
+        store.collect(all_jobs, data, "made up", tmp_path, tmp_path / "out" / "tutorial.json")
+    store.save(all_jobs[1], jobs.perform(all_jobs[1], digits), data, tmp_path)
+    store.collect(all_jobs, data, "made up", tmp_path, tmp_path / "out" / "tutorial.json")
+    found = json.loads((tmp_path / "out" / "tutorial.json").read_text())
+    results = Results(found["jobs"])
+    assert results.series(At("tutorial"), ACCURACY).shape == (2, 3)
+    assert 0 <= results.series(At("tutorial"), SILENT).max() <= 100
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
     [
-        (["--processes", "0"], "argument --processes: 0 is not at least 1"),
-        (["--hidden", "0"], "argument --hidden: 0 is not at least 1"),
-        (["--epochs", "x"], "argument --epochs: invalid int value: 'x'"),
-        (["--device", "abacus"], "argument --device: abacus: "),
-        (
-            ["--device", "meta", "--processes", "2"],
-            "argument --processes: more than 1 only on a CPU and under Linux",
-        ),
-        (["--data", "nowhere"], "nowhere/MNIST/raw/train-images-idx3-ubyte is missing"),
+        (("--processes", "0"), "'0': it must be a whole number from 1 on"),
+        (("--regime", "deeper"), "invalid choice: 'deeper'"),
+        (("--data", "nowhere"), "is missing"),
     ],
 )
-def test_bad_arguments_are_named(arguments, error, capsys):
-    with pytest.raises(SystemExit) as stop:
-        dead_neurons.main(arguments)
-    assert stop.value.code == 2
-    assert error in capsys.readouterr().err
+def test_wrong_arguments_are_named(tmp_path, options, said):
+    done = study(tmp_path, *options)
+    assert done.returncode
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
 
 
-def described(png):
-    """The description that stands in a PNG."""
-    content, found = png.read_bytes()[8:], {}
-    while content:
-        (length,) = struct.unpack(">I", content[:4])
-        if content[4:8] == b"tEXt":
-            name, _, text = content[8 : 8 + length].partition(b"\0")
-            found[name.decode()] = text.decode()
-        content = content[12 + length :]
-    return found["Description"]
+def made_up(effect, noise, seeds=10):
+    """A regime's jobs in which p = 0.5 changes the accuracy by `effect`."""
+    generator = np.random.default_rng(0)
+    found = []
+    for seed in range(seeds):
+        base = generator.normal(90, 1)
+        nets = [
+            {
+                "activation": "relu",
+                "p": p,
+                "init": PYTORCH,
+                "silent": [[0], [64]],
+                "accuracy": [10.0, base + (p > 0) * effect + generator.normal(0, noise)],
+            }
+            for p in (0.0, 0.5)
+        ]
+        regime = {"name": "tutorial", "hidden": [128]}
+        found.append({"settings": {"regime": regime, "optimiser": str(ADAM), "seed": seed}, "nets": nets})
+    return Results(found)
 
 
-def test_the_command_writes_everything(digits, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(dead_neurons, "load", lambda _: digits)
-    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    dead_neurons.main(["--out", str(tmp_path), "--hidden", "4", "--processes", "1"], TINY)
-    result = json.loads((tmp_path / "dead_neurons.json").read_text())
-    assert result["command"] == "python benchmarks/dead_neurons.py --hidden 4"
-    assert len(result["rows"]) == 64
-    assert all(math.isfinite(finding["mean"]) for finding in result["findings"])
-    page = (tmp_path / "dead-neurons.md").read_text()
-    assert "64 nets on noise: 784 - 4 x depth" in page
-    assert "Not measured: the whole grid (`--full`, meant for a GPU), with 128 units and 5 epochs" in page
-    assert "5 epochs and also activation LeakyReLU, p 0.2, 0.8, learning rate 0.01, init" in page
-    for depth in TINY.depth:
-        assert f"](dead-neurons-depth{depth}.png)" in page
-        png = tmp_path / f"dead-neurons-depth{depth}.png"
-        assert described(png) == dead_neurons.digest(result["rows"])
-    assert "Written to" in capsys.readouterr().out
+def test_an_effect_is_found_and_none_is_not_made_up():
+    question = Question("works", ACCURACY, At("tutorial", p=0.0), At("tutorial", p=0.5))
+    (answer,) = questions.answers(made_up(-0.5, 0.1), [question])
+    assert answer.clear
+    assert answer.low < -0.5 < answer.high < 0
+    assert answer.seeds == 10
+    (answer,) = questions.answers(made_up(0.0, 0.1), [question])
+    assert not answer.clear
+    assert answer.low < 0 < answer.high
+    silent = Question("kills", SILENT, At("tutorial", time=0), At("tutorial"))
+    (answer,) = questions.answers(made_up(0.0, 0.1), [silent])
+    assert answer.clear
+    assert (answer.old, answer.new, answer.low, answer.high) == (0, 50, 50, 50)
 
 
-@pytest.mark.parametrize("module", ["scipy.stats", "matplotlib.figure"])
-def test_what_it_needs_is_tried_before_training(module, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(dead_neurons, "load", lambda _: pytest.fail("too late"))
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(SystemExit) as stop:
-        dead_neurons.main(["--out", str(tmp_path)], TINY)
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert f"{module} doesn't import" in error
-    assert "pip install -e '.[study]'" in error
+def test_probabilities_are_adjusted_as_holm_has_it():
+    """The example of Holm's article's table, by hand: 4 p1, 3 p2, 2 p3, p4, never falling."""
+    assert questions.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert questions.holm([0.5, 0.9]) == [1.0, 1.0]
 
 
-@pytest.mark.parametrize(
-    "taken", ["dead_neurons.json", "dead-neurons-depth2.png", "parts/ELU-depth1-SGD-lr0.1.json"]
-)
-def test_out_is_tried_before_training(taken, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(dead_neurons, "load", lambda _: pytest.fail("too late"))
-    (tmp_path / taken).mkdir(parents=True)
-    with pytest.raises(SystemExit) as stop:
-        dead_neurons.main(["--out", str(tmp_path)], TINY)
-    assert stop.value.code == 2
-    assert f"{taken} can't be written (Is a directory); --out has to" in capsys.readouterr().err
+def test_the_page_and_its_figures_are_what_the_results_make(tmp_path):
+    """Byte for byte. Another matplotlib may draw the same with other bytes."""
+    study = page.load(page_command.RESULTS)
+    page.write(study, tmp_path)
+    assert (tmp_path / "study.md").read_text() == (ROOT / "docs" / "study.md").read_text()
+    made = sorted(path.name for path in tmp_path.glob("*.svg"))
+    assert made == sorted(path.name for path in (ROOT / "docs").glob("study-*.svg"))
+    assert made == sorted(f"study-{section.key}.svg" for section in SECTIONS)
+    again = tmp_path / "again"
+    again.mkdir()
+    page.write(study, again)
+    assert all((again / name).read_bytes() == (tmp_path / name).read_bytes() for name in made)
 
 
-def test_the_page_is_the_committed_results():
-    path = ROOT / "benchmarks" / "results" / "dead-neurons" / "dead_neurons.json"
-    result = json.loads(path.read_text())
-    assert dead_neurons.page(result) == (ROOT / "docs" / "dead-neurons.md").read_text()
-    for stored, found in zip(result["findings"], dead_neurons.findings(result["rows"]), strict=True):
-        numbers = [name for name, value in found.items() if isinstance(value, int | float)]
-        assert [stored[name] for name in numbers] == pytest.approx([found[name] for name in numbers])
-        assert {**stored, **{name: found[name] for name in numbers}} == found
-    for depth in result["grid"]["depth"]:
-        assert described(ROOT / "docs" / f"dead-neurons-depth{depth}.png") == dead_neurons.digest(
-            result["rows"]
-        )
+def test_there_are_nets_whose_units_die_and_nets_whose_units_do_not():
+    results = page.load(page_command.RESULTS).results
+    at = At("tutorial", p=0.5)
+    assert results.at(dataclasses.replace(at, optimiser=FAST_ADAM), SILENT).min() > 10
+    assert results.at(dataclasses.replace(at, optimiser=SGD), SILENT).max() < 1
+    assert results.at(dataclasses.replace(at, time=0), SILENT).max() < 1
 
 
-def test_the_committed_study_is_the_reduced_one_from_scratch():
-    """On all digits, within its five minutes."""
-    result = json.loads((ROOT / "benchmarks" / "results" / "dead-neurons" / "dead_neurons.json").read_text())
-    assert result["command"] == "python benchmarks/dead_neurons.py"
-    assert result["grid"] == json.loads(json.dumps(dataclasses.asdict(dead_neurons.REDUCED)))
-    assert result["grid"]["seeds"] >= 5
-    assert (result["data"]["train"], result["data"]["test"]) == (60000, 10000)
-    assert result["took"]["kept"] == 0
-    assert result["took"]["seconds"] < 300
-
-
-def test_the_whole_grid():
-    grid = dead_neurons.Grid()
-    assert len(list(grid.parts())) * len(grid.nets()) >= 3 * 4 * 3 * 3 * 2 * 2 * 5
+def test_a_sentence_that_the_results_do_not_support_stops_the_page():
+    assert page.holds(True, "It is so.") == "It is so."
+    with pytest.raises(ValueError, match="don't support this sentence any more: It is so"):
+        page.holds(False, "It is so.")

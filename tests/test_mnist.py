@@ -1,8 +1,11 @@
 """The MNIST comparison on a tiny run, and its errors."""
 
+import io
 import json
+import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -129,6 +132,27 @@ def test_the_third_panel_starts_at_epoch_0(folder, tmp_path, monkeypatch):
     assert starts == [[1] * 3, [1] * 3, [0] * 3]
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_net_that_diverges_costs_no_run(value, folder, tmp_path, monkeypatch, capsys):
+    """Its figures are NaN; and its units aren't counted as dead."""
+    build = mnist.build
+
+    def diverging(*arguments):
+        net = build(*arguments)
+        net[0].bias.data.fill_(value)
+        return net
+
+    monkeypatch.setattr(mnist, "build", diverging)
+    result = run(folder, tmp_path, "--epochs", "1", "--hidden", "8", "--seeds", "0", "1")
+    for row in result["summary"]:
+        assert row["never_fired"] == row["never_fired_deviation"] == 0
+    relu = result["summary"][1]
+    assert math.isnan(relu["loss"])
+    assert math.isnan(relu["loss_deviation"])
+    assert "nan ± nan" in capsys.readouterr().out
+    assert (tmp_path / mnist.PLOT).exists()
+
+
 @pytest.mark.parametrize(
     "option", [("--p", "0"), ("--lr", "0.01"), ("--hidden", "9"), ("--batch-size", "20")]
 )
@@ -189,6 +213,62 @@ def test_out_is_tried_before_training(make, folder, tmp_path, monkeypatch, capsy
     assert "--out has to name a folder that can" in error
 
 
+def test_out_that_goes_away_during_training(folder, tmp_path, monkeypatch, capsys):
+    train = mnist.train
+
+    def last(*arguments):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        return train(*arguments)
+
+    monkeypatch.setattr(mnist, "train", last)
+    with pytest.raises(SystemExit) as stop:
+        run(folder, tmp_path / "out", "--epochs", "1")
+    assert stop.value.code == 2
+    output = capsys.readouterr()
+    assert f"{tmp_path / 'out' / mnist.RESULTS} can't be written (No such file" in output.err
+    assert "accuracy, %" in output.out
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError(), 1, "not enough memory: choose a smaller --hidden or --batch-size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "not enough memory"),
+    ],
+    ids=repr,
+)
+def test_training_that_ends_early(error, code, message, folder, tmp_path, monkeypatch, capsys):
+    def stopped(*arguments):
+        raise error
+
+    monkeypatch.setattr(mnist, "train", stopped)
+    with pytest.raises(SystemExit) as stop:
+        run(folder, tmp_path)
+    assert stop.value.code == code
+    assert message in capsys.readouterr().err
+
+
+def test_an_error_of_the_code_is_not_hidden(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(mnist, "build", lambda *_: torch.ones(2) + torch.ones(3))
+    with pytest.raises(RuntimeError, match="must match the size"):
+        run(folder, tmp_path)
+
+
+def test_an_output_that_lacks_a_character(folder, tmp_path, monkeypatch):
+    """The table has one beyond ASCII, and is printed after all training."""
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    run(folder, tmp_path, "--epochs", "1", "--hidden", "8", "--seeds", "0", "1")
+    sys.stdout.flush()
+    assert b"mean ? standard deviation" in sys.stdout.buffer.getvalue()
+
+
+def test_a_folders_name_is_no_formula(tmp_path):
+    """In the plot's title, dollars would make it one."""
+    run(write(tmp_path / "a$x_$"), tmp_path, "--epochs", "1", "--hidden", "8")
+    assert (tmp_path / mnist.PLOT).exists()
+
+
 def test_trying_out_leaves_nothing_and_loses_nothing(tmp_path):
     (tmp_path / "old").write_text("mine")
     outputs.prepare(tmp_path, "old", "new")
@@ -196,13 +276,41 @@ def test_trying_out_leaves_nothing_and_loses_nothing(tmp_path):
     assert (tmp_path / "old").read_text() == "mine"
 
 
-def test_matplotlib_is_tried_before_training(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+@pytest.mark.parametrize("module", ["tqdm", "matplotlib.figure"])
+def test_packages_are_tried_before_training(module, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(mnist, "load_once", lambda _: pytest.fail("too late"))
     with pytest.raises(SystemExit) as stop:
         run(folder, tmp_path)
     assert stop.value.code == 2
     assert "pip install -e '.[mnist]'" in capsys.readouterr().err
+
+
+def test_drawing_is_tried_before_training(folder, tmp_path, monkeypatch, capsys):
+    """It imports more, and asks for the programs that a matplotlibrc names."""
+    from matplotlib.figure import Figure
+
+    def savefig(*arguments, **options):
+        raise RuntimeError("Failed to process string with tex because\nlatex could not be found")
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    monkeypatch.setattr(mnist, "load_once", lambda _: pytest.fail("too late"))
+    with pytest.raises(SystemExit) as stop:
+        run(folder, tmp_path)
+    assert stop.value.code == 2
+    assert "matplotlib can't draw (Failed to process string with tex because latex could" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("content", ["raise SystemExit(3)", "raise RuntimeError", "syntax error"])
+def test_packages_that_are_broken(content, tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        outputs.OutputError, match=r"broken doesn't import \(\w.*: pip install -e '.\[mnist\]'"
+    ):
+        outputs.require("broken", "mnist")
 
 
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense", "tkagg"])
@@ -248,6 +356,12 @@ def test_help_says_what_the_defaults_reproduce(capsys):
         (["--epochs", "0"], "argument --epochs: 0 is not at least 1"),
         (["--lr", "0"], "argument --lr: 0 is not above 0"),
         (["--lr", "nan"], "argument --lr: nan is not above 0"),
+        (["--lr", "inf"], "argument --lr: inf is above 2147483647"),
+        (["--hidden", "1" + 30 * "0"], f"argument --hidden: 1{30 * '0'} is above 2147483647"),
+        (["--batch-size", "2147483648"], "argument --batch-size: 2147483648 is above 2147483647"),
+        (["--seeds", "0", "2147483648"], "argument --seeds: 2147483648 is above 2147483647"),
+        (["--device", "meta"], "argument --device: meta: Tensor.item() cannot be called on meta tensors"),
+        (["--device", "hpu"], "argument --device: hpu: No module named 'torch.hpu'"),
         (["--batch-size", "x"], "argument --batch-size: invalid int value: 'x'"),
         (["--device", "gpu"], "argument --device: gpu: Expected one of"),
         (["--seeds", "1", "1"], "argument --seeds: a seed stands twice"),

@@ -61,10 +61,11 @@ def test_a_broken_torchvision_is_as_good_as_none(content, downloads, tmp_path, m
     assert "torchvision doesn't import: " in capsys.readouterr().out
 
 
-def test_a_download_that_fails_anyhow(downloads, monkeypatch, capsys):
+@pytest.mark.parametrize("error", [EOFError, SystemExit])
+def test_a_download_that_fails_anyhow(error, downloads, monkeypatch, capsys):
     class MNIST:
         def __init__(self, root, download):
-            raise EOFError("Compressed file ended")
+            raise error("Compressed file ended")
 
     monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
     datasets = types.ModuleType("torchvision.datasets")
@@ -175,6 +176,26 @@ def test_the_download_has_to_be_the_whole_of_mnist(folder, downloads, capsys):
     (folder / "MNIST").rename(downloads.parent)
     with pytest.raises(mnist_data.DataError, match="train-images-idx3-ubyte is no file of MNIST, or damaged"):
         mnist_data.load()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_more_digits_than_mnist_has(name, tmp_path):
+    """EMNIST's have the same shape."""
+    (file,) = [file for file in mnist_data.FILES if file.name == name]
+    sizes = (file.items + 1, 28, 28)[: file.dimensions]
+    head = bytes((0, 0, 8, file.dimensions)) + struct.pack(f">{file.dimensions}I", *sizes)
+    (tmp_path / name).write_bytes(head + bytes(math.prod(sizes)))
+    with pytest.raises(mnist_data.DataError, match=f"{name} is no file of MNIST: shape .{file.items + 1},"):
+        mnist_data._read_idx(mnist_data.Folder(tmp_path, "", ""), file)
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if "images" in name])
+def test_images_without_a_drawing(name, folder):
+    path = folder / "MNIST" / "raw" / name
+    content = path.read_bytes()
+    path.write_bytes(content[:16] + bytes([7]) * (len(content) - 16))
+    with pytest.raises(mnist_data.DataError, match=f"{path} is no file of MNIST: all its pixels are 7"):
+        mnist_data.load(folder)
 
 
 def test_a_missing_file(folder, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -60,6 +61,9 @@ def torchvision_models() -> Iterator[Model]:
 
 def transformers_models() -> Iterator[Model]:
     from transformers import CONFIG_MAPPING, AutoModel
+
+    for name in ("bert", "mixtral", "vit", "whisper"):  # what most models import, once for all processes
+        importlib.import_module(f"transformers.models.{name}.modeling_{name}")
 
     def build(name: str, sizes: dict[str, int], drops: bool = True, **options: Any) -> nn.Module:
         config = CONFIG_MAPPING[name]()

@@ -99,17 +99,17 @@ def composed() -> Iterator[Counter[str]]:
 
 @contextlib.contextmanager
 def limited(seconds: int) -> Iterator[None]:
-    """TimeoutError after so many seconds."""
+    """TimeoutError after so many seconds of the processor's time: others may use it as well."""
 
     def stop(*_: Any) -> None:
         raise TimeoutError(f"took more than {seconds} s")
 
-    signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def call(model: nn.Module, arguments: dict[str, Any]) -> Any:
@@ -142,7 +142,7 @@ def on_meta(builds: Sequence[Build]) -> nn.Module:
 def sweep(model: Model, seconds: int) -> dict[str, Any]:
     """One model's row: what was found while it ran, what ran fused, and what the report says."""
     row: dict[str, Any] = {"library": model.library, "model": model.name}
-    start = time.perf_counter()
+    start = time.process_time()
     stage = "building"
     errors: list[str] = []
     try:
@@ -166,8 +166,13 @@ def sweep(model: Model, seconds: int) -> dict[str, Any]:
         row["error"] = f"running fused: {error}"
     except Exception as error:
         text = f"{stage}: {type(error).__name__}: {error}"
-        row["not_built" if stage == "building" else "error"] = text[:300]
-    row["seconds"] = round(time.perf_counter() - start, 1)
+        if stage == "building":
+            row["not_built"] = text[:300]
+        elif "can't allocate memory" in text:  # of which the process has its part
+            row["not_run"] = [text[:300], *dict.fromkeys(errors)]
+        else:
+            row["error"] = text[:300]
+    row["seconds"] = round(time.process_time() - start, 1)
     return row
 
 

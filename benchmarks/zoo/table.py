@@ -20,10 +20,11 @@ def table(rows: Sequence[Row], bits: Sequence[Row]) -> str:
         errors = sum("error" in row for row in mine)
         share = f"{fused / found:.1%}" if found else "-"
         lines.append(f"| {library} | {built} | {len(ran)} | {found} | {fused} | {share} | {errors} |")
+    if not bits:
+        return "\n".join(lines)
     same = sum(all(row["same"].values()) for row in bits)
-    ran_in_earnest = sum(sum(row["ran_fused"].values()) for row in bits)
+    calls = sum(sum(row["ran_fused"].values()) for row in bits)
     return "\n".join(lines) + (
-        f"\n\nOf {len(bits)} small models that ran on the CPU with values, {same} had the same bits as\n"
-        f"the plain model, in training and in eval, forward and backward. {ran_in_earnest} of their calls\n"
-        "ran fused."
+        f"\n\nOn the CPU {len(bits)} small models ran with values, forward and backward, in both modes.\n"
+        f"The plain model's bits had {same}. Fused calls: {calls}."
     )

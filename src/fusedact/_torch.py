@@ -48,6 +48,31 @@ def hidden_from_modes() -> contextlib.AbstractContextManager[Any]:
     return _disable_current_modes() if torch._C._len_torch_dispatch_stack() else contextlib.nullcontext()
 
 
+def parts(module: nn.Module) -> dict[str, nn.Module | None]:
+    """Return a module's children by name, shared ones as often as they are there."""
+    return module._modules
+
+
+_lookup, _any_lookup = nn.Module.__getattr__, object.__getattribute__
+
+
+def part(module: nn.Module, name: str) -> Any:
+    """Return `module.name`; a child in half the time that PyTorch's lookup takes."""
+    own, cls = module.__dict__, type(module)
+    child = own["_modules"].get(name)
+    if (
+        child is None
+        or name in own
+        or name in own["_parameters"]
+        or name in own["_buffers"]
+        or getattr(cls, name, None) is not None
+        or cls.__getattr__ is not _lookup
+        or cls.__getattribute__ is not _any_lookup
+    ):
+        return getattr(module, name)
+    return child
+
+
 def calls_alone(module: nn.Module, forward: Any, may_stay: Callable[[Mapping[int, Any]], bool]) -> bool:
     """Whether calling `module` runs `forward`, hooks that `may_stay` or all modules have, and no more."""
     own = module.__dict__

@@ -344,6 +344,22 @@ class Used:
             self.layer = nn.Identity()
             return self.drop(self.inplace(self.layer(h))) + h
 
+    class OwnLookup(Plain):
+        def __getattr__(self, name):
+            return torch.tanh if name == "act" else super().__getattr__(name)
+
+    class LookupOfAll(Plain):
+        def __getattribute__(self, name):
+            return torch.tanh if name == "act" else super().__getattribute__(name)
+
+    class HiddenByTheClass(Plain):
+        act = staticmethod(torch.tanh)
+
+    class HiddenByTheInstance(Plain):
+        def __init__(self):
+            super().__init__()
+            vars(self)["act"] = torch.tanh
+
     class OfAnotherKind(Plain):
         """What was an activation when the model was fused adds two tensors."""
 

@@ -38,9 +38,12 @@ def test_modules_and_functions(row):
     assert recognise.activation(type("Own", (row.module,), {})(**given), (X,), {}) is None
     assert recognise.activation(module, (X, X), {}) is None
     for each in given:
+        module = row.module(**given)
         setattr(module, each, math.nan)
         assert recognise.activation(module, (X,), {}) is None
-        setattr(module, each, torch.tensor(0.3))
+        setattr(module, each, torch.tensor(given[each]))
+        assert recognise.activation(module, (X,), {}).values == pytest.approx(found.values)
+        setattr(module, each, torch.tensor([0.3]))
         assert recognise.activation(module, (X,), {}) is None
         delattr(module, each)
         setattr(module, each, nn.Parameter(torch.tensor(0.3)))

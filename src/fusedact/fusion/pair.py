@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import observer
-from .._torch import PRE_HOOKS, UNSTORED
+from .._torch import PRE_HOOKS, UNSTORED, part
 from ..activations import Bound
 from .recognise import FRESH, IDENTITY, NEW, activation, commutes, dropout, fused, is_identity, is_sequence
 
@@ -66,6 +66,8 @@ class Calls:
         from .rewrite import revive
 
         return revive, (self.code, self.lone_dropout)
+
+    part = staticmethod(part)
 
     def begin(self, key: Key, fresh: Any, callee: Any, /, *args: Any, **kwargs: Any) -> Any:
         """A call whose result goes to another of these calls alone, and may be put off until then.

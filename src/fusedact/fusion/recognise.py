@@ -242,7 +242,7 @@ def is_fresh(callee: Any) -> bool:
     if callee is NEW:
         return True
     if is_sequence(callee):
-        children = list(callee._modules.values())
+        children = list(_torch.parts(callee).values())
         return len(children) > 0 and is_fresh(children[-1])
     return type(callee) in FRESH and is_untouched(callee, type(callee).forward)
 

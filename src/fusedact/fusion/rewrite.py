@@ -142,8 +142,10 @@ class _Rewriter(ast.NodeTransformer):
         self.generic_visit(call)
         if not kind:
             return call
-        callee: ast.expr = call.func
-        args = call.args
+        callee, args = call.func, call.args
+        match callee:
+            case ast.Attribute(ast.Name(self.method.self), name) if not name.startswith("__"):
+                callee = self._call(callee, "part", [callee.value, ast.Constant(name)], [])
         if is_method(call):
             callee, args = ast.Constant(call.func.attr), [call.func.value]  # type: ignore[attr-defined]
         before: list[ast.expr] = [ast.Constant(key(self.method, index))]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import _torch
 from . import recognise, rewrite
 from .dataflow import Function, argument, is_method
 from .halves import Half, half_of, make_pair
@@ -65,7 +66,7 @@ class Survey:
     def of(self, model: nn.Module) -> "Survey":
         """Look at all modules of a model."""
         for path, module in model.named_modules():
-            name, parts = type(module).__module__, bool(module._modules)
+            name, parts = type(module).__module__, bool(_torch.parts(module))
             if isinstance(module, torch.jit.ScriptModule) or (not parts and name.startswith("torch.nn.")):
                 continue
             for method in methods(type(module)):
@@ -105,7 +106,7 @@ class _Code:
 
     def _hidden(self) -> Iterator[Found]:
         """The module's dropouts that code which can't be read may call."""
-        for name, child in self.module._modules.items():
+        for name, child in _torch.parts(self.module).items():
             half = half_of(child)
             if half and half.dropout and name in self.method.names:
                 yield self._found((), f"? -> {half.text}", half, self.problem)
@@ -261,7 +262,7 @@ def _join(path: str, name: str) -> str:
 def _parts(value: Any) -> list[tuple[str, Any]]:
     """What a loop over the value's modules, or an index, gives, with names."""
     if isinstance(value, nn.Module):
-        return [(name, child) for name, child in value._modules.items() if child is not None]
+        return [(name, child) for name, child in _torch.parts(value).items() if child is not None]
     values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     return [(str(i), each) for i, each in enumerate(values)]
 
@@ -280,7 +281,7 @@ def _items(value: Any, index: ast.expr) -> list[Any]:
 
 def _attribute(value: Any, name: str) -> list[Any]:
     if isinstance(value, nn.Module):
-        for own in (vars(value), value._modules):
+        for own in (vars(value), _torch.parts(value)):
             if name in own:
                 return [own[name]]
         found = inspect.getattr_static(type(value), name, None)
