@@ -2,8 +2,9 @@
 
 import copy
 import dataclasses
+import importlib
 import pickle
-import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,14 @@ PAGE = Path(__file__).parents[2] / "docs" / "own-activation.md"
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory):
-    """The docs' code, as a file that Triton can read."""
+    """The docs' code, as a module: Triton reads its file, and torch 2.11's compiler imports it by name."""
     path = tmp_path_factory.mktemp("own") / "star_relu.py"
     path.write_text(PAGE.read_text().partition("```python\n")[2].partition("```")[0])
     before = dict(ROWS), dict(_BY_MODULE)
-    yield runpy.run_path(str(path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(path.parent)
+        yield vars(importlib.import_module(path.stem))
+        del sys.modules[path.stem]
     for registry, rows_before in zip((ROWS, _BY_MODULE), before, strict=True):
         registry.clear()
         registry.update(rows_before)

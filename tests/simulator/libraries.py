@@ -15,11 +15,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 # Versions of torch and Triton that this was tried with. To add a pair, add a line and run the tests.
 KNOWN = {
+    ("2.11", "3.6"),
     ("2.14", "3.8"),
 }
 
@@ -38,9 +39,14 @@ def _folder_of(package: str) -> Path:
     return Path(importlib.util.find_spec(package).submodule_search_locations[0])
 
 
-def _headers() -> Path:
-    """CUDA's headers, which Triton comes with."""
-    return _folder_of("triton") / "backends" / "nvidia" / "include"
+def _headers() -> list[Path]:
+    """Where CUDA's headers are: those of PyTorch's CUDA first, since its libraries ask for their functions.
+
+    PyTorch's wheels lack crt/, which Triton has, of a CUDA that may be another.
+    """
+    runtime = distribution("nvidia-cuda-runtime").files or []
+    (own,) = (path.locate().parent for path in runtime if path.name == "cuda_runtime_api.h")
+    return [Path(own), _folder_of("triton") / "backends" / "nvidia" / "include"]
 
 
 def unavailable() -> str | None:
@@ -58,6 +64,10 @@ def unavailable() -> str | None:
     pair = _minor("torch"), _minor("triton")
     if pair not in KNOWN:
         return f"wasn't tried with torch {pair[0]} and Triton {pair[1]}: see KNOWN in {Path(__file__).name}"
+    try:
+        _headers()
+    except PackageNotFoundError as error:
+        return f"needs CUDA's headers, which are in {error.name}"
     return None
 
 
@@ -119,10 +129,12 @@ def _imported() -> tuple[str, list[str]]:
 
 
 def _build_into(folder: Path) -> None:
+    headers = [f"-I{path}" for path in _headers()]
+
     def compiled(source: Path) -> Path:
         made = folder / f"{source.name}.o"
         language = ["g++", "-std=c++17"] if source.suffix == ".cpp" else ["gcc"]
-        _run(*language, *_FLAGS, f"-I{_headers()}", "-c", source, "-o", made)
+        _run(*language, *_FLAGS, *headers, "-c", source, "-o", made)
         return made
 
     driver = [compiled(path) for path in _sources() if path.name not in _RUNTIME]

@@ -1,7 +1,9 @@
 """CPU tensors over a simulated GPU's memory, work in the turn of a stream, numbers of a GPU's generator."""
 
 import ctypes
+import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,12 +58,33 @@ def in_turn(name: str, device: torch.device, work: Callable[[], None]) -> None:
         assert code == 0, f"{name}: CUDA error {code}"
 
 
+class _PhiloxCudaState(ctypes.Structure):
+    """ATen's, as a capture has it: seed and offset are addresses in device memory, which each replay fills."""
+
+    _fields_ = (
+        *((name, ctypes.c_uint64) for name in ("seed", "offset", "within")),
+        ("captured", ctypes.c_bool),
+    )
+
+
+@functools.cache
+def _philox_cuda_state() -> Any:
+    """The function that PyTorch's own kernels reserve their numbers with."""
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cuda.so"))
+    found = library._ZN2at17CUDAGeneratorImpl17philox_cuda_stateEm
+    found.argtypes, found.restype = [ctypes.c_void_p, ctypes.c_uint64], _PhiloxCudaState
+    return found
+
+
 def reserve_numbers(generator: torch.Generator, increment: int) -> Callable[[], tuple[int, int]]:
     """Advance the generator. Returns a function that gives seed and offset, at a replay that replay's."""
     if torch.cuda.is_current_stream_capturing():
-        seed, offset, within = generator.philox_state(increment)
-        seed, offset = alias(seed), alias(offset)
-        return lambda: (int(seed) % 2**64, int(offset) + int(within))
+        # A Python generator is an object's header and the address of its implementation.
+        implementation = ctypes.c_void_p.from_address(id(generator) + object.__basicsize__)
+        state = _philox_cuda_state()(implementation, increment)
+        assert state.captured
+        at = ctypes.c_uint64.from_address
+        return lambda: (at(state.seed).value, at(state.offset).value + state.within)
     offset = generator.get_offset()
     generator.set_offset(offset + increment)
     seed = generator.initial_seed()
