@@ -59,7 +59,7 @@ def in_turn(name: str, device: torch.device, work: Callable[[], None]) -> None:
 
 
 class _PhiloxCudaState(ctypes.Structure):
-    """ATen's, as a capture has it: seed and offset are addresses in device memory, which each replay fills."""
+    """ATen's, as a capture has it: seed and offset are addresses in device memory; each replay fills them."""
 
     _fields_ = (
         *((name, ctypes.c_uint64) for name in ("seed", "offset", "within")),
