@@ -96,11 +96,12 @@ SECTIONS = (
         "init",
         "Does He's initialisation help?",
         "Silent units of ReLU nets over the epochs, Adam at 0.001, p = 0.5.",
-        lambda a: f"He's initialisation for PyTorch's {effect(a[0])} and {effect(a[1])}.",
+        lambda a: f"In the tutorial's net, He's for PyTorch's {effect(a[0])} and {effect(a[1])}.",
         "In deep and narrow ReLU nets whole layers can be born dead "
         "([Lu et al. 2019](https://arxiv.org/abs/1903.06733)). Nets of 128 units and at most four hidden "
         "layers are "
-        "neither: the panels show how many units are silent before training.",
+        "neither: the panels show how many units are silent before training. With four hidden layers more units "
+        "fell silent in training with He's. That was no question beforehand, so it has no test.",
     ),
     Section(
         "p",

@@ -52,6 +52,8 @@ def test_misaligned_pointers_load_nothing_new(activation, place, device):
 @representatives
 @devices
 def test_a_captured_step_equals_eagers(activation, device):
+    if not hasattr(torch.cuda.default_generators[0], "philox_state"):
+        pytest.skip("before torch 2.14 a captured call draws numbers of its own")
     with torch.cuda.device(device):
         x = torch.randn(9001, device="cuda", requires_grad=True)
         dy = torch.randn_like(x)
