@@ -100,7 +100,8 @@ SECTIONS = (
         "In deep and narrow ReLU nets whole layers can be born dead "
         "([Lu et al. 2019](https://arxiv.org/abs/1903.06733)). Nets of 128 units and at most four hidden "
         "layers are neither: the panels show how many units are silent before training. With four hidden "
-        "layers more units fell silent in training with He's. That was no question beforehand, so it has no test.",
+        "layers more units fell silent in training with He's. That was no question beforehand, so it has "
+        "no test.",
     ),
     Section(
         "p",
