@@ -91,7 +91,9 @@ def compiled(case: Case, dtype: Dtype, target: str) -> Any:
         if not _reads_saved(case):
             constants["saved_ptr"] = None
     options = {name: constants.pop(name) for name in tuple(constants) if name not in function.arg_names}
-    options["num_warps"] = COLUMNS // gpu.warp_size  # as on that GPU, and not on this machine
+    # As on that GPU, and not on this machine.
+    constants["PACKED"] = not amd
+    options["num_warps"] = COLUMNS // gpu.warp_size
     signature, specialised = {}, {}
     for index, parameter in enumerate(function.params):
         if parameter.name in constants:

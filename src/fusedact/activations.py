@@ -97,6 +97,7 @@ class Activation:
         rule: of the parameters' values, the error that they deserve, or None.
         exact: with rng="eager" the result has eager's bits. The kernels then round where eager does.
         representable: exact alone: act(x) has x's dtype without rounding.
+        clamps: representable alone: act(x) is x or a constant. It saves instructions.
         rounds_parameters: eager rounds the parameters to the tensor's dtype.
         slope: ONE_BIT alone: the derivative where the gradient passes.
         vanishes: ONE_BIT alone: act(x) is 0 where the gradient doesn't pass. It saves instructions.
@@ -122,6 +123,7 @@ class Activation:
     rule: Callable[..., str | None] | None = None
     exact: bool = False
     representable: bool = False
+    clamps: bool = False
     rounds_parameters: bool = False
     slope: float = 1.0
     vanishes: bool = False

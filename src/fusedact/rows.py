@@ -47,6 +47,7 @@ RELU = add_row(
         vanishes=True,
         exact=True,
         representable=True,
+        clamps=True,
         inplace=True,
         homogeneous=True,
         dead=lambda: _outside(0.0),
@@ -61,6 +62,7 @@ RELU6 = add_row(
         saves=Saves.ONE_BIT,
         exact=True,
         representable=True,
+        clamps=True,
         inplace=True,
         dead=lambda: _outside(0.0, 6.0),
     )
@@ -343,6 +345,7 @@ IDENTITY = add_row(
         saves=Saves.MASK,
         exact=True,
         representable=True,
+        clamps=True,
         homogeneous=True,
     )
 )

@@ -166,6 +166,14 @@ def _scalars(double: bool, *numbers: float) -> tuple[float | int, ...]:
     return *map(to_float32, numbers), *nothing
 
 
+@functools.cache
+def packs() -> bool:
+    """Return whether every GPU has the instructions of `packed`."""
+    if torch.version.hip or triton.knobs.runtime.interpret:
+        return False
+    return all(torch.cuda.get_device_capability(gpu) >= (8, 0) for gpu in range(torch.cuda.device_count()))
+
+
 def constants(row: Activation, dtype: torch.dtype, plan: Plan, unit: bool, rounds: bool) -> dict[str, Any]:
     """Return the compile-time arguments that both kernels have, and their options.
 
@@ -177,6 +185,7 @@ def constants(row: Activation, dtype: torch.dtype, plan: Plan, unit: bool, round
         "UNIT": unit,
         "ARITHMETIC": arithmetic,
         "STORED": _TRITON_DTYPES[dtype] if rounds and plan.rng == "eager" else arithmetic,
+        "PACKED": packs(),
         "FAST": plan.rng == "fast",
         "VEC": plan.vec,
         "LANES": plan.lanes,
@@ -197,6 +206,7 @@ def forward_constants(
         **constants(row, dtype, plan, unit, row.exact and not row.representable),
         "FORWARD": forward_function(row, dtype),
         "VANISHES": row.vanishes,
+        "CLAMPS": row.clamps,
         "PASSES": (row.backward or named(f"{row.name}_passes", dtype)) if passes else None,
         **host,
     }

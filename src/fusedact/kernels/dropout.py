@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from .philox import philox4x32
+from .packed import rounded, widened
 from .tiles import inside_of, joined, offsets_of, origin, split, unpack, with_bits, word_offsets
 
 FAST_ROUNDS: tl.constexpr = tl.constexpr(7)  # of Philox; eager's are PyTorch's 10
@@ -37,11 +38,6 @@ def _parameter(single, double, ARITHMETIC: tl.constexpr, UNIT: tl.constexpr):
 
 
 @triton.jit
-def _rounded(value, STORED: tl.constexpr):
-    return value.to(STORED).to(value.dtype)
-
-
-@triton.jit
 def _gradient(
     dy,
     keep,
@@ -55,6 +51,7 @@ def _gradient(
     SLOPE: tl.constexpr,
     OWN_GRADIENT: tl.constexpr,
     STORED: tl.constexpr,
+    PACKED: tl.constexpr,
 ):
     """dy * (scale if keep else 0) * act'(x); where eager's bits are wanted, STORED rounds between the two."""
     if SAVES == "one_bit":
@@ -63,10 +60,10 @@ def _gradient(
         # moved behind the rounding to a half precision, where it costs more.
         dx = tl.where(keep, dy, 0.0) * scale
         if SLOPE != 1.0:
-            dx = _rounded(dx, STORED) * SLOPE
+            dx = rounded(dx, STORED, PACKED) * SLOPE
     else:
         # A product and no select: a dropped inf or NaN is NaN in eager mode.
-        dx = _rounded(dy * tl.where(keep, scale, 0.0), STORED)
+        dx = rounded(dy * tl.where(keep, scale, 0.0), STORED, PACKED)
         if SAVES == "two_bits":
             dx = tl.where(flag, dx, dx * a)
         elif OWN_GRADIENT:
@@ -158,10 +155,12 @@ def forward_kernel(
     FORWARD: tl.constexpr,
     PASSES: tl.constexpr,
     VANISHES: tl.constexpr,
+    CLAMPS: tl.constexpr,
     SAVES: tl.constexpr,
     UNIT: tl.constexpr,
     ARITHMETIC: tl.constexpr,
     STORED: tl.constexpr,
+    PACKED: tl.constexpr,
     FAST: tl.constexpr,
     VEC: tl.constexpr,
     LANES: tl.constexpr,
@@ -182,7 +181,7 @@ def forward_kernel(
     GROUPS: tl.constexpr = 32 // LANES
     STEP: tl.constexpr = COLUMNS if VEC == 1 and not FAST else COLUMNS * LANES
     SAVES_FLAG: tl.constexpr = SAVES == "two_bits"
-    PACKS_FLAG: tl.constexpr = PASSES is not None and not VANISHES
+    PACKS_FLAG: tl.constexpr = SAVES == "one_bit" and not VANISHES
     # Packed before the product, the bits of half precisions need fewer predicates at a time; others' don't.
     EARLY: tl.constexpr = LANES == 8
     k, first, base, left = origin(n, blocks, FAST, VEC, LANES, COLUMNS)
@@ -210,6 +209,9 @@ def forward_kernel(
     positive = tl.zeros([COLUMNS], tl.int32)
     drawn = ()
     for g in tl.static_range(GROUPS):
+        if SAVES_FLAG:
+            flag = PASSES(xs[g].to(ARITHMETIC), a, b)
+            flagged = with_bits(flagged, split(flag, COLUMNS, LANES), g, LANES)
         if not FAST:
             words = _eager_words(g, k, first, key, call, LANES, COLUMNS)
         elif g < GROUPS // 2:
@@ -227,12 +229,19 @@ def forward_kernel(
         if VANISHES:
             keep &= PASSES(x, a, b)
             keeps = split(keep, COLUMNS, LANES)
-        elif PASSES is not None:
+        elif PACKS_FLAG:
             flags = split(PASSES(x, a, b), COLUMNS, LANES)
         if EARLY:
             kept = with_bits(kept, keeps, g, LANES)
+        if SAVES_FLAG:
+            wide = widened(xs[g], ARITHMETIC, PACKED)
+            y = rounded(tl.where(flag, wide, wide * a), STORED, PACKED)
+        elif CLAMPS:
+            y = widened(FORWARD(x, a, b).to(xs[g].dtype), ARITHMETIC, PACKED)
+        else:
+            y = rounded(FORWARD(x, a, b), STORED, False)
         # A product and no select: a dropped inf or NaN is NaN in eager mode.
-        y = _rounded(FORWARD(x, a, b), STORED) * tl.where(keep, scale, 0.0)
+        y *= tl.where(keep, scale, 0.0)
         inside = inside_of(g, offsets, first, left, blocks, FAST, VEC, LANES, COLUMNS)
         tl.store(y_ptr + g * STEP + offsets, y.to(y_ptr.dtype.element_ty), mask=inside)
         if not EARLY:
@@ -241,7 +250,7 @@ def forward_kernel(
             flagged = with_bits(flagged, flags, g, LANES)
         if signs_ptr is not None:
             positive = with_bits(positive, split(x > 0, COLUMNS, LANES), g, LANES)
-    if PACKS_FLAG and not SAVES_FLAG:
+    if PACKS_FLAG:
         kept &= flagged
     PLANES: tl.constexpr = 2 if SAVES_FLAG else 1
     tl.store(bits_ptr + word_offsets(k, 0, PLANES, COLUMNS), kept)
@@ -287,6 +296,7 @@ def backward_kernel(
     UNIT: tl.constexpr,
     ARITHMETIC: tl.constexpr,
     STORED: tl.constexpr,
+    PACKED: tl.constexpr,
     FAST: tl.constexpr,
     VEC: tl.constexpr,
     LANES: tl.constexpr,
@@ -328,10 +338,12 @@ def backward_kernel(
     for g in tl.static_range(GROUPS):
         keep = unpack(kept, g, COLUMNS, LANES)
         flag = unpack(flagged, g, COLUMNS, LANES) if SAVES_FLAG else keep
-        dy = dys[g].to(ARITHMETIC)
-        saved = saveds[g].to(ARITHMETIC) if READS_SAVED else dy
+        dy = widened(dys[g], ARITHMETIC, PACKED)
+        saved = widened(saveds[g], ARITHMETIC, PACKED) if READS_SAVED else dy
         if SAVES == "output":
             saved *= _number(inverse, inverse_64, ARITHMETIC)
-        dx = _gradient(dy, keep, flag, saved, scale, a, b, BACKWARD, SAVES, SLOPE, OWN_GRADIENT, STORED)
+        dx = _gradient(
+            dy, keep, flag, saved, scale, a, b, BACKWARD, SAVES, SLOPE, OWN_GRADIENT, STORED, PACKED
+        )
         inside = inside_of(g, offsets, first, left, blocks, FAST, VEC, LANES, COLUMNS)
         tl.store(dx_ptr + g * STEP + offsets, dx.to(dx_ptr.dtype.element_ty), mask=inside)
