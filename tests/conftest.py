@@ -61,6 +61,18 @@ else:
         _round_as_gpus_do()
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the simulated GPU's groups, each of which takes minutes; other workers steal the rest."""
+    items.sort(key=lambda item: item.path.name != "test_simulated.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
+
 @pytest.fixture
 def device() -> str:
     """Where the kernels run: "cuda", or "cpu" in the interpreter."""

@@ -11,8 +11,8 @@ TILE / 2 further.
 import triton
 import triton.language as tl
 
-from .philox import philox4x32
 from .packed import rounded, widened
+from .philox import philox4x32
 from .tiles import inside_of, joined, offsets_of, origin, split, unpack, with_bits, word_offsets
 
 FAST_ROUNDS: tl.constexpr = tl.constexpr(7)  # of Philox; eager's are PyTorch's 10

@@ -1,7 +1,7 @@
 """Pairs of bfloat16 numbers in one 32-bit register, as inline PTX for NVIDIA's GPUs from sm_80 on.
 
-From Triton's own conversions, ptxas makes two instructions to widen a register's upper half, and one per number
-to round a pair. Where PACKED is false they are what runs, with the same results.
+From Triton's own conversions, ptxas makes two instructions where it widens a register's upper half, and one for
+each number that it rounds. Where PACKED is false they run, with the same results.
 """
 
 import triton
@@ -28,7 +28,7 @@ def widened(numbers, ARITHMETIC: tl.constexpr, PACKED: tl.constexpr):
 @triton.jit
 def rounded(numbers, STORED: tl.constexpr, PACKED: tl.constexpr):
     """Round to STORED's numbers, and keep the type."""
-    if PACKED and STORED == tl.bfloat16:
+    if PACKED and tl.bfloat16 == STORED:
         numbers = tl.inline_asm_elementwise(
             """{ .reg .b32 pair;
             cvt.rn.bf16x2.f32 pair, $3, $2;
@@ -40,7 +40,7 @@ def rounded(numbers, STORED: tl.constexpr, PACKED: tl.constexpr):
             is_pure=True,
             pack=2,
         )
-    elif PACKED and STORED == tl.float16:
+    elif PACKED and tl.float16 == STORED:
         numbers = tl.inline_asm_elementwise(
             """{ .reg .b32 pair; .reg .b16 low, high;
             cvt.rn.f16x2.f32 pair, $3, $2;
