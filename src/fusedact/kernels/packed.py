@@ -1,7 +1,7 @@
 """Pairs of bfloat16 numbers in one 32-bit register, as inline PTX for NVIDIA's GPUs from sm_80 on.
 
-From Triton's own conversions, ptxas makes two instructions where it widens a register's upper half, and one for
-each number that it rounds. Where PACKED is false they run, with the same results.
+From Triton's own conversions, ptxas makes two instructions where it widens a register's upper half, and one
+for each number that it rounds. Where PACKED is false they run, with the same results.
 """
 
 import triton
