@@ -2,11 +2,13 @@
 
     python -m benchmarks.machine_code [--target sm_90 ...] [--dtype bfloat16 ...] [--json FILE] ...
     python -m benchmarks.machine_code --peers [--dtype bfloat16 ...] [--json FILE] ...
+    python -m benchmarks.machine_code --forms [--activation relu ...] [--json FILE] ...
 
 The first compiles every kernel for every target as a launch would (dense, 16-byte aligned tensors with a
 multiple of 8 elements), prints a Markdown table per target and writes the rows as JSON. The second counts
 the kernels that `torch.compile` generates for the same pairs; it needs a CUDA device, which may be simulated.
+The third counts forms of the forward kernel that were tried and not taken.
 
 `program` says what is counted, `sass` and `amdgcn` read assembly, `roofline` predicts times from counts,
-`row` is what a kernel's count is kept as, `kernels` and `peers` compile, `tables` prints.
+`row` is what a kernel's count is kept as, `kernels`, `peers` and `forms` compile, `tables` prints.
 """

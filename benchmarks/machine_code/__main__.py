@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             help=", ".join(allowed),
         )
     parser.add_argument("--peers", action="store_true", help="count torch.compile's kernels in their place")
+    parser.add_argument(
+        "--forms", action="store_true", help="count, in its place, forms of forward that were tried"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     options = parser.parse_args(arguments)
     chosen = [
@@ -60,7 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         asked = (options.dtype or kernels.DTYPES, options.target or kernels.TARGETS)
         builds = [kernels.Build(*axes) for axes in itertools.product(*asked)]
     check_compiler()
-    if options.peers:
+    if options.forms:
+        from benchmarks.machine_code import forms
+
+        dtypes, targets = options.dtype or ("bfloat16",), options.target or ("sm_90",)
+        axes = {"activation": options.activation, "rng": options.rng, "dtype": dtypes, "target": targets}
+        counts = forms.measure_all(axes)
+    elif options.peers:
         from benchmarks.machine_code import peers
 
         counts = peers.measure_all([ROWS[name] for name in options.activation], builds)

@@ -224,7 +224,7 @@ def forward_kernel(
         keeps = ()
         for lane in tl.static_range(LANES):
             keeps = keeps + (words[lane] < threshold,)
-        x = xs[g].to(ARITHMETIC)
+        x = widened(xs[g], ARITHMETIC, PACKED and not CLAMPS)
         keep = joined(keeps, COLUMNS, LANES)
         if VANISHES:
             keep &= PASSES(x, a, b)

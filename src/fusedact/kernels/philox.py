@@ -20,7 +20,7 @@ def philox4x32(c0, c1, c2, c3, key, ROUNDS: tl.constexpr):
     for _ in tl.static_range(ROUNDS):
         a = c0.to(tl.uint64) * 0xD2511F53
         b = c2.to(tl.uint64) * 0xCD9E8D57
-        c0 = (b >> 32).to(tl.uint32) ^ c1 ^ key0
+        c0 = (b >> 32).to(tl.uint32) ^ (c1 ^ key0)
         c2 = (a >> 32).to(tl.uint32) ^ c3 ^ key1
         c1 = b.to(tl.uint32)
         c3 = a.to(tl.uint32)
