@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.outputs import OutputError, new_figure
 from benchmarks.suite import SMALL
@@ -31,12 +32,17 @@ from benchmarks.timings import (
     speed_up,
 )
 
+if TYPE_CHECKING:
+    from benchmarks.machine_code.row import Row as Count
+
 RESULTS = Path(__file__).parent / "results"
 NOT_MEASURED = (
-    "On a GPU: not measured yet, and no kernel has run on one. That masks equal `nn.Dropout`'s is confirmed\n"
-    "against PyTorch's own GPU code, executed on a CPU\n"
-    "([the evidence](docs/randomness.md#evidence-for-the-masks))."
+    "On a GPU: not measured yet. **No kernel has run on one.** The masks equal those of PyTorch's own GPU code,\n"
+    "executed on a CPU ([the evidence](docs/randomness.md#evidence-for-the-masks))."
 )
+
+# The activations of the README's table, by row.
+SHOWN = {"relu": "ReLU", "leaky_relu": "LeakyReLU", "elu": "ELU", "gelu": "GELU", "silu": "SiLU"}
 
 # Tables ------------------------------------------------------------------------------------------------
 
@@ -195,11 +201,22 @@ def plot(run: Run, path: Path) -> None:
 
 
 def _machine_code(results: Path) -> str:
-    from benchmarks.machine_code import row, tables
+    from benchmarks.machine_code import tables
+
+    return tables.comparison(_counts(results), "bfloat16", "H100")
+
+
+def _performance(results: Path) -> str:
+    from benchmarks.machine_code import tables
+
+    return tables.summary(_counts(results), "bfloat16", "H100", SHOWN)
+
+
+def _counts(results: Path) -> "list[Count]":
+    from benchmarks.machine_code import row
 
     folder = results / "machine-code"
-    rows = [each for name in ("fusedact", "peers") for each in row.load(folder / f"{name}.json")]
-    return tables.comparison(rows, "bfloat16", "H100")
+    return [each for name in ("fusedact", "peers") for each in row.load(folder / f"{name}.json")]
 
 
 def _host_time(results: Path) -> str:
@@ -251,6 +268,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "mnist": _mnist,
     "study": _study,
     "pair time": _pair_time,
+    "performance": _performance,
     "zoo": _zoo,
 }
 _BETWEEN_PAGES = "\f"  # which no page has

@@ -232,9 +232,8 @@ def write(study: Study, docs: Path) -> None:
 
 
 def readme(study: Study) -> str:
-    """Return the README's sentences and figure."""
-    kills = next(part for part in SECTIONS if part.key == "kills")
-    return f"{summary(study)}\n\n![{kills.caption}](docs/study-kills.svg)\n\n[The study](docs/study.md)"
+    """Return the README's sentences."""
+    return f"{summary(study)} [The study](docs/study.md) has the figures."
 
 
 def page(study: Study) -> str:
