@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).parent / "results"
 NOT_MEASURED = (
-    "On a GPU: not measured yet. **No kernel has run on one.** The masks equal those of PyTorch's own GPU code,\n"
-    "executed on a CPU ([the evidence](docs/randomness.md#evidence-for-the-masks))."
+    "On a GPU: not measured yet. **No kernel has run on one.** The masks equal those of PyTorch's own GPU\n"
+    "code, executed on a CPU ([the evidence](docs/randomness.md#evidence-for-the-masks))."
 )
 
 # The activations of the README's table, by row.
