@@ -85,8 +85,8 @@ def nowhere(*values: float) -> Ranges:
 class Activation:
     """Describe one activation, in a row: its PyTorch function, its Triton functions and its properties.
 
-    The Triton functions take `x` and two numbers, `a` and `b`: the parameters in their order, 0 where there is
-    none. All three have one type: float32, or float64 for float64 tensors. A row equals itself alone.
+    The Triton functions take `x` and two numbers, `a` and `b`: the parameters in their order, 0 where there
+    is none. All three have one type: float32, or float64 for float64 tensors. A row equals itself alone.
 
     Attributes:
         name: an identifier. The fused function is called `<name>_dropout`.
@@ -107,8 +107,8 @@ class Activation:
             derivative, rounded as eager does.
         inplace: `function` takes `inplace`.
         homogeneous: act(c x) = c act(x) for c >= 0, so a dropout before the activation can be fused too.
-        from_output: for in-place calls, the gradient as `from_output(gradient, output, *numbers)` in PyTorch's
-            operations; the Triton function is `<name>_derivative_from_output(y, a, b)`.
+        from_output: for in-place calls, the gradient as `from_output(gradient, output, *numbers)` in
+            PyTorch's operations; the Triton function is `<name>_derivative_from_output(y, a, b)`.
         dead: a function of the parameters. It returns the ranges of inputs at which the derivative is 0.
         saturated: a function of the parameters. It returns the ranges of inputs at which the derivative is
             below 5 % of its largest value.
@@ -205,8 +205,8 @@ def register_activation(row: Activation) -> Activation:
         `row`.
 
     Raises:
-        TypeError: `row` is no `Activation`; `forward` or `backward` is missing, is no Triton function, or takes
-            other arguments; `function` isn't callable, or `saves` is no `Saves`.
+        TypeError: `row` is no `Activation`; `forward` or `backward` is missing, is no Triton function, or
+            takes other arguments; `function` isn't callable, or `saves` is no `Saves`.
         ValueError: the name is taken or no identifier, the module already has a row, there are more than two
             parameters, or `Saves.TWO_BITS` has none.
     """

@@ -1,4 +1,4 @@
-"""The choice of a call's path: the kernels, the operators that a compiler sees, or PyTorch's own functions."""
+"""The choice of a call's path: kernels, operators that a compiler sees, or PyTorch's own functions."""
 
 import functools
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,7 @@
 """Print a report for bug reports, by `python -m fusedact.env`: versions, paths of calls, self-tests.
 
-Each device has its own self-tests. On a GPU one of them compares masks of `torch.nn.Dropout` with the oracle's.
-The command needs no GPU and no Triton. Its exit code is 1 if a self-test fails, else 0.
+Each device has its own self-tests. On a GPU one of them compares masks of `torch.nn.Dropout` with the
+oracle's. The command needs no GPU and no Triton. Its exit code is 1 if a self-test fails, else 0.
 """
 
 import platform
@@ -72,7 +72,7 @@ def describe(device: torch.device) -> str:
 
 
 def paths(device: torch.device) -> tuple[str, str]:
-    """Return the path of a plain call on `device`, with the reason for a fallback, and that of a compiled call."""
+    """Return the paths of a plain and a compiled call on `device`, with the reason for a fallback."""
     if dispatch.runs_kernels(torch.empty(1, device=device)) and kernels.INSTALLED:
         return "kernels", "operators that launch the kernels"
     why = (

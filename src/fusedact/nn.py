@@ -20,7 +20,8 @@ class FusedActivationDropout(nn.Module):
     `class FusedStarDropout(FusedActivationDropout, row=STAR): ...`
 
     Args:
-        p: probability that an element is zeroed, in [0, 1]. The others are scaled by 1 / (1 - p). Default: 0.5.
+        p: probability that an element is zeroed, in [0, 1]. The others are scaled by 1 / (1 - p). Default:
+            0.5.
         inplace: write the result into the input's buffer. Default: False.
         rng: the mask, "eager" or "fast"; see the functions of `fusedact.functional`. Default: "eager".
         parameters: the activation's own parameters, by keyword.
@@ -35,7 +36,7 @@ class FusedActivationDropout(nn.Module):
     """
 
     row: ClassVar[Activation]
-    _bound: ClassVar[Bound | None] = None  # set if the row has no parameters, which saves binding at every call
+    _bound: ClassVar[Bound | None] = None  # if there are no parameters, bound once, which saves host time
     _watchers: Watchers = ()  # of the monitors that watch this module
 
     def __init_subclass__(cls, *, row: Activation | None = None, **kwargs: Any) -> None:

@@ -77,7 +77,8 @@ def _forward(
     """Return `dropout(act(x), p)` in x's layout, made dense, the packed bits, and the inputs' signs.
 
     `seed` and `offset` are int64 tensors of one element on x's device. The bits are int32
-    [tiles * planes * 128]. The signs are int32 [tiles * 128] if `watched` and the bits don't have them, else [0].
+    [tiles * planes * 128]. The signs are int32 [tiles * 128] if `watched` and the bits don't have them, else
+    [0].
     """
     from .autograd import ordered_as
     from .kernels import launch

@@ -82,7 +82,8 @@ Args:
 {_parameters(row, defaults=True)}    rng: {_RNG} Default: "eager".
 
 Shape:
-    Input: any shape and strides; float16, bfloat16, float32 or float64. Output: the same shape, dtype and layout.
+    Input: any shape and strides; float16, bfloat16, float32 or float64. Output: the same shape, dtype and
+        layout.
 
 Raises:
     {_raises(row, "`inplace`")}

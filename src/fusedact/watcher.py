@@ -28,7 +28,7 @@ class Watcher(Protocol):
         """
 
     def compiled(self, input: Tensor, signs: Tensor, stride: Sequence[int], rng: str) -> None:
-        """Count in a compiler's graph, from the signs that the operator stored for a tensor of that stride."""
+        """Count in a compiler's graph, from the signs that the operator stored for that stride."""
 
 
 Watchers = tuple[Watcher, ...]

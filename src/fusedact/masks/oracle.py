@@ -27,8 +27,8 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int, rounds
 def eager_words(e: Tensor, plan: Plan, seed: int, offset: int) -> Tensor:
     """Return the random words that PyTorch's dropout kernel gives the elements at the positions `e`.
 
-    Positions count in memory order, or at vec 1 in the tensor's logical (row-major) order. Positions and words
-    are int64 tensors of one dimension. Words are in [0, 2**32).
+    Positions count in memory order, or at vec 1 in the tensor's logical (row-major) order. Positions and
+    words are int64 tensors of one dimension. Words are in [0, 2**32).
     """
     threads = 256 * plan.blocks
     if plan.vec == 1:
