@@ -1,4 +1,4 @@
-"""What the compiler makes of the kernels, on a machine that needs no GPU.
+"""Counts of the kernels' machine code, on a machine that needs no GPU.
 
     python -m benchmarks.machine_code [--target sm_90 ...] [--dtype bfloat16 ...] [--json FILE] ...
     python -m benchmarks.machine_code --peers [--dtype bfloat16 ...] [--json FILE] ...
@@ -8,5 +8,5 @@ multiple of 8 elements), prints a Markdown table per target and writes the rows 
 the kernels that `torch.compile` generates for the same pairs; it needs a CUDA device, which may be simulated.
 
 `program` says what is counted, `sass` and `amdgcn` read assembly, `roofline` predicts times from counts,
-`row` is what a kernel's count is kept as, `kernels` and `peers` compile, `tables` prints.
+`row` stores a kernel's count, `kernels` and `peers` compile, `tables` prints.
 """

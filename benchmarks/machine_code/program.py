@@ -48,7 +48,7 @@ class Program(NamedTuple):
 
 
 class Binary(NamedTuple):
-    """A compiled kernel: its program, and what the compiler says of its resources.
+    """A compiled kernel: its program, and the resources that the compiler reports.
 
     Barriers and spills count wherever they stand. `spill_bytes` is the width of all loads and stores of
     local memory (NVIDIA), or a lane's scratch memory (AMD).
@@ -71,7 +71,7 @@ class _Score(NamedTuple):
 
 
 def full_block(program: Program) -> list[Instruction]:
-    """Return what a full block executes, in order: see the module's description."""
+    """Return the instructions that a full block executes, in order; see the module's description."""
     instructions = program.instructions
     followers = _followers(program)
     best: dict[int, tuple[_Score, int | None]] = {}
