@@ -242,9 +242,13 @@ def add_row(row: Activation) -> Activation:
     if len(row.parameters) > 2:
         raise ValueError(f"parameters of the row {row.name!r}: at most 2, but got {len(row.parameters)}")
     if row.saves is Saves.TWO_BITS and not row.parameters:
-        raise ValueError(f"the row {row.name!r} saves two bits: its first parameter must be the other slope")
+        raise ValueError(
+            f"the row {row.name!r} saves two bits: its first parameter must be the other slope; add it"
+        )
     if row.module in _BY_MODULE:
-        raise ValueError(f"module={row.module!r}: the row {_BY_MODULE[row.module].name!r} has it")
+        raise ValueError(
+            f"module={row.module!r}: the row {_BY_MODULE[row.module].name!r} has it; give another class"
+        )
     ROWS[row.name] = row
     if row.module is not None:
         _BY_MODULE[row.module] = row

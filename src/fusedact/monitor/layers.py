@@ -181,7 +181,8 @@ class WatchedLayer:
     def _check(self, x: Tensor) -> None:
         if _torch.in_transforms():
             raise RuntimeError(
-                f"ActivityMonitor can't count inside a torch.func transform (layer {self.name!r})"
+                f"ActivityMonitor can't count inside a torch.func transform (layer {self.name!r}): "
+                "close it first"
             )
         if _torch.tracing_state() is not None:
             raise RuntimeError(
@@ -189,11 +190,14 @@ class WatchedLayer:
             )
         if type(x) not in (Tensor, nn.Parameter) or x.is_nested:
             kind = "nested tensor" if x.is_nested else type(x).__name__
-            raise TypeError(f"ActivityMonitor counts plain tensors, but layer {self.name!r} got a {kind}")
+            raise TypeError(
+                f"ActivityMonitor counts plain tensors, but layer {self.name!r} got a {kind}: close it first"
+            )
         if x.layout is not torch.strided or x.is_meta:
             kind = "no values (device meta)" if x.is_meta else f"layout {x.layout}"
             raise TypeError(
-                f"ActivityMonitor counts dense tensors, but layer {self.name!r} got one of {kind}"
+                f"ActivityMonitor counts dense tensors, but layer {self.name!r} got one of {kind}: "
+                "close it first"
             )
 
     # Its tallies --------------------------------------------------------------------------------------
@@ -250,7 +254,7 @@ def _add_tally(number: int, name: str, call: int, units: int, axis: int, dims: i
             if torch.cuda.is_current_stream_capturing():
                 raise RuntimeError(
                     f"layer {layer.name!r} must be called once under ActivityMonitor before a CUDA graph "
-                    "is captured: memory for its counts can't be made in one"
+                    "is captured: memory for its counts can't be allocated in a capture"
                 )
     layer.add_tally(name, Key(number, call, units, axis, dims, device))
     return name
