@@ -1,8 +1,8 @@
 """Predicted times, from counts. They come from a model and are no measurements.
 
-A kernel takes as long as the resource that it keeps busy the longest: memory at 92 % of its bandwidth, the
-four schedulers at 85 % of a warp's instruction per clock, or a pipe at its lanes per clock. Tensors are
-large: launches, tails and caches are left out. Clocks are those that a loaded GPU of the kind sustains.
+A kernel's time is that of its busiest resource. The resources are memory at 92 % of its bandwidth, the four
+schedulers at 85 % of one warp instruction per clock each, and the pipes at their lanes per clock. Tensors are
+assumed to be large, so launches, tails and caches are left out. Clocks are those that a loaded GPU sustains.
 """
 
 from typing import NamedTuple
