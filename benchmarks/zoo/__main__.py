@@ -2,13 +2,13 @@
 
     python -m benchmarks.zoo [--only LIBRARY] [--match TEXT] [--jobs N] [--bits N] [--json FILE]
 
-Every model is built on the meta device (Hugging Face's with few layers, no dropout at p = 0) and called
-twice in training mode, as it is and fused, where the eager composition takes the kernels' place. Models that
-need values run on the CPU, made small. The command counts the dropouts of a tensor that an activation
-returned, and how many of them ran fused. If a model's inputs can't be guessed, only its fusion report counts.
+Every model is built on the meta device, Hugging Face's with few layers and no dropout at p = 0. It is called
+twice in training mode, as it is and fused, with the eager composition in the kernels' place. Models that need
+values run on the CPU, made small. The command counts the dropouts of a tensor that an activation returned, and
+how many of them ran fused. If a model's inputs can't be guessed, only its fusion report counts.
 
-Then N small models that have pairs run on the CPU. With the same seed they have to give the same bits in
-training and in eval, forward and backward, with the composition in the kernels' place and without.
+Then N small models that have pairs run on the CPU, with the composition in the kernels' place and without. With
+the same seed they have to give the same bits in training and in eval, forward and backward.
 
 Each model runs in a process of its own. The file of `--json` is written after each model, and models that it
 already has aren't run again.

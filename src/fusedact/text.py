@@ -102,7 +102,9 @@ def _kept(row: Activation) -> str:
     kept = f"Forward keeps {_KEPT[row.saves]} per element for backward."
     if row.from_output is not None:
         kept += "\n\nIn place, forward keeps one bit and the output, which the next layer keeps anyway."
-    return kept if row.saves is Saves.MASK else f"{kept}\n\n{row.name}(x) = {row.formula}"
+    if row.saves is Saves.MASK:
+        return f"{kept}\n\nThere is no activation: act(x) = {row.formula}."
+    return f"{kept}\n\n{row.name}(x) = {row.formula}"
 
 
 def _modules(row: Activation) -> str:

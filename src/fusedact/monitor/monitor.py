@@ -74,8 +74,8 @@ class ActivityMonitor:
 
     Raises:
         TypeError: `model` is no module, `units` neither an int nor a mapping to ints, or `stride` no int.
-        ValueError: `model` has nothing to watch; `units` names a layer that isn't watched, `tau` is no number
-            of at least 0, `stride` is below 1, or `mode` is neither "train", "eval" nor "all".
+        ValueError: `model` has nothing to watch; `units` names a layer that isn't watched; `tau` is no number
+            of at least 0; `stride` is below 1; or `mode` is neither "train", "eval" nor "all".
 
     Examples:
         >>> net = nn.Sequential(nn.Linear(784, 128), FusedReLUDropout(0.5), nn.Linear(128, 10))
