@@ -1,8 +1,9 @@
 """Predicted times, from counts. They come from a model and are no measurements.
 
 A kernel's time is that of its busiest resource. Memory counts at 92 % of its bandwidth. The four
-schedulers count at 85 % of one warp instruction per clock each, the pipes at their lanes per clock. Tensors are
-assumed to be large, so launches, tails and caches are left out. Clocks are those that a loaded GPU sustains.
+schedulers count at 85 % of one warp instruction per clock each, the pipes at their lanes per clock. Tensors
+are assumed to be large, so launches, tails and caches are left out. Clocks are those that a loaded GPU
+sustains.
 """
 
 from typing import NamedTuple

@@ -4,11 +4,11 @@
 
 Every model is built on the meta device, Hugging Face's with few layers and no dropout at p = 0. It is called
 twice in training mode, as it is and fused, with the eager composition in the kernels' place. Models that need
-values run on the CPU, made small. The command counts the dropouts of a tensor that an activation returned, and
-how many of them ran fused. If a model's inputs can't be guessed, only its fusion report counts.
+values run on the CPU, made small. The command counts the dropouts of a tensor that an activation returned,
+and how many of them ran fused. If a model's inputs can't be guessed, only its fusion report counts.
 
-Then N small models that have pairs run on the CPU, with the composition in the kernels' place and without. With
-the same seed they have to give the same bits in training and in eval, forward and backward.
+Then N small models that have pairs run on the CPU, with the composition in the kernels' place and without.
+With the same seed they have to give the same bits in training and in eval, forward and backward.
 
 Each model runs in a process of its own. The file of `--json` is written after each model, and models that it
 already has aren't run again.

@@ -1,16 +1,18 @@
-"""The monitor's two kernels: per unit they count what fires, isn't finite or saturates, and add up |h|.
+"""The monitor's two kernels, which count per unit the firing, non-finite and saturated inputs, and add up
+|h|.
 
-A dense input is [outer, units, inner] in memory: units stand last where inner is 1, and before a
-convolution's positions otherwise. Counts are 64-bit integers; `fusedact.kernels.counted.Row` describes them.
+A dense input is [outer, units, inner] in memory. Units are the last axis if inner is 1. Otherwise they
+precede a convolution's positions. Counts are 64-bit integers; `fusedact.kernels.counted.Row` describes them.
 
-- `fired_kernel` reads one bit per element. After `period` = units * inner elements the units are the same
-  again, so tiles of the packed bits that are a multiple of it apart have the same units at the same places.
-  A program adds up such tiles bit by bit, 32 elements to an instruction: a plane of words holds the sums'
-  ones, another their twos, and so on. At the end it takes the sums out and adds them to the units'.
-- `input_kernel` reads the input, or every stride-th run of it: a run is a sample's units, or of a
-  convolution's output the units at some consecutive positions, so that what is read stands together. A
-  program takes a tile of units by samples, its last axis the one along which memory runs, and ROUNDS such
-  tiles. |h| is added up in float32 within a program (float64 for float64), in float64 over programs.
+- `fired_kernel` reads one bit per element. The units repeat after `period` = units * inner elements. So tiles
+  of the packed bits whose distance is a multiple of the period have the same units at the same positions. A
+  program adds up such tiles bit by bit, 32 elements to an instruction. One plane of words holds the sums'
+  ones, another their twos, and so on. At the end the program takes the sums out and adds them to the units'
+  counts.
+- `input_kernel` reads the input, or every stride-th run of it. A run is a sample's units. After a convolution
+  it is the units at some consecutive positions, so that reads are contiguous. A program takes ROUNDS tiles of
+  units by samples, whose last axis is contiguous in memory. Within a program |h| is added up in float32
+  (float64 for float64), and over programs in float64.
 """
 
 import functools
