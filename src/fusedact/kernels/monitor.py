@@ -1,5 +1,4 @@
-"""The monitor's two kernels, which count per unit the firing, non-finite and saturated inputs, and add up
-|h|.
+"""The monitor's two kernels. Per unit they count firing, non-finite and saturated inputs, and add up |h|.
 
 A dense input is [outer, units, inner] in memory. Units are the last axis if inner is 1. Otherwise they
 precede a convolution's positions. Counts are 64-bit integers; `fusedact.kernels.counted.Row` describes them.
