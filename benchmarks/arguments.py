@@ -1,4 +1,4 @@
-"""Types of command-line arguments: a bad one ends in an error that names the argument."""
+"""Types of command-line arguments. A bad value ends the command with an error that names the argument."""
 
 import argparse
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-MOST = 2**31 - 1  # far above any use, and below what overflows
+MOST = 2**31 - 1  # far above any use, and below any overflow
 
 
 def at_least(kind: type, low: float, strict: bool = False) -> Callable[[str], Any]:

@@ -11,7 +11,7 @@ from fusedact.activations import REQUIRED, ROWS, Activation, own_rows
 from fusedact.rows import ELU, GELU, IDENTITY, LEAKY_RELU, RELU, SILU
 
 P = 0.5
-# What the suite times unless it is asked for more. The others cost about what one of these does.
+# The activations that the suite times by default. Each of the others costs about as much as one of these.
 USUAL = (RELU, LEAKY_RELU, ELU, GELU, SILU, IDENTITY)
 EVERY = tuple(ROWS.values())
 # For parameters without a default.
@@ -45,7 +45,7 @@ def values(activation: Activation) -> tuple[float, ...]:
 
 
 class Function(nn.Module):
-    """A row's PyTorch function as a module, for rows of which PyTorch has no module."""
+    """A row's PyTorch function as a module, for rows without a PyTorch module."""
 
     def __init__(self, activation: Activation) -> None:
         super().__init__()

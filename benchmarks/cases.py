@@ -29,7 +29,7 @@ def needs_memory(nbytes: int) -> None:
 
 
 def floor_bytes(activation: Activation, dtype: torch.dtype, n: int) -> dict[str, float]:
-    """The bytes that the fused kernels move, per direction. Every backend's gigabytes are counted so."""
+    """Return the bytes that the fused kernels move, per direction; every backend's GB/s count these bytes."""
     bits = 1 / 4 if activation.saves is Saves.TWO_BITS else 1 / 8
     forward = n * (2 * dtype.itemsize + bits)
     backward = forward + (n * dtype.itemsize if activation.saves is Saves.INPUT else 0)
@@ -37,7 +37,7 @@ def floor_bytes(activation: Activation, dtype: torch.dtype, n: int) -> dict[str,
 
 
 def case(activation: Activation, backend: str, direction: str, dtype: torch.dtype, n: int) -> dict[str, Any]:
-    """What a layer's row says of its case."""
+    """Return the facts about its case that a layer's row records."""
     return {
         "activation": activation.name,
         "backend": backend,
@@ -50,7 +50,7 @@ def case(activation: Activation, backend: str, direction: str, dtype: torch.dtyp
 
 @functools.lru_cache(maxsize=1)  # the three directions follow each other
 def checked(backend: str, activation: Activation, dtype: torch.dtype, n: int) -> tuple[nn.Module, str | None]:
-    """The layer, and what is wrong with it at this size."""
+    """Return the layer, and its error at this size or None."""
     x, dy = torch.randn(2, n, device=DEVICE, dtype=dtype).unbind()
     layer = build(backend, lambda make: make(activation))
     return layer, correctness.wrong(backend, activation, layer, x, dy)

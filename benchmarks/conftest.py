@@ -1,4 +1,4 @@
-"""The suite's options, its clock, its order and its length, and a line that says what is left out."""
+"""The suite's options, clock, order and time limit, and a line that names the rows left out."""
 
 import argparse
 import shutil
@@ -47,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What the deadline may cut comes last: the sizes and dtypes of single layers."""
+    """Sort the rows that the deadline may cut to the end: the sizes and dtypes of single layers."""
     items.sort(key=lambda item: item.name.startswith("test_layer["))
     for item in items:
         item.add_marker(pytest.mark.benchmark(timer=suite.synchronised_clock))
@@ -89,7 +89,7 @@ def _released() -> Iterator[None]:
 
 @pytest.fixture
 def before() -> int:
-    """Bytes in use before the row makes anything."""
+    """Return the bytes in use before the row allocates anything."""
     return suite.allocated()
 
 

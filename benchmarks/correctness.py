@@ -1,6 +1,6 @@
-"""A case is right before it is timed: its values and gradients against eager PyTorch's, its mask's rate.
+"""Checks of a case before it is timed: values and gradients against eager PyTorch, and the mask's rate.
 
-Every check returns None, or what is wrong in a few words.
+Every check returns None, or the error in a few words.
 """
 
 import math
@@ -17,7 +17,7 @@ ORACLE = 2**16  # elements of fast's mask that are compared with the oracle's, w
 
 
 def both(layer: nn.Module, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
-    """Result and gradient from the same seed."""
+    """Return result and gradient from the same seed."""
     torch.manual_seed(SEED)
     x = x.detach().requires_grad_()
     y = layer(x)
@@ -26,7 +26,7 @@ def both(layer: nn.Module, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def wrong(backend: str, activation: Activation, layer: nn.Module, x: Tensor, dy: Tensor) -> str | None:
-    """What is wrong with one layer at one input."""
+    """Return the error of one layer at one input, or None."""
     if backend == "eager":
         return None
     result = both(layer, x, dy)
@@ -38,7 +38,7 @@ def wrong(backend: str, activation: Activation, layer: nn.Module, x: Tensor, dy:
 def _differs_from_eager(
     activation: Activation, result: tuple[Tensor, Tensor], x: Tensor, dy: Tensor
 ) -> str | None:
-    """The same seed's mask, and eager's bits where the row promises them or the composition runs."""
+    """Check for eager's mask, and for eager's bits if the row is exact or the composition runs."""
     for name, mine, theirs in zip(("value", "gradient"), result, both(eager(activation), x, dy), strict=True):
         if activation.exact or not x.is_cuda:
             same = torch.equal(mine, theirs)
@@ -57,7 +57,7 @@ def _not_a_dropout(
     x: Tensor,
     dy: Tensor,
 ) -> str | None:
-    """Another mask than eager's. The same seed shows it at ones, where no activation is 0."""
+    """Check a mask other than eager's. An input of ones shows the mask, since no activation is 0 there."""
     keep = both(layer, torch.ones_like(x), dy)[0] != 0
     rate, deviation = keep.sum().item() / x.numel(), math.sqrt(P * (1 - P) / x.numel())
     if abs(rate - (1 - P)) > 6 * deviation + 2**-16:
@@ -91,7 +91,7 @@ def close(mine: Tensor, theirs: Tensor) -> bool:
 def wrong_replay(
     activation: Activation, x: Tensor, dy: Tensor, y: Tensor, dx: Tensor | None, earlier: Tensor
 ) -> str | None:
-    """What is wrong with a replay's `y` and `dx` at an `x` of 1 and more, where no activation is 0."""
+    """Return the error in a replay's `y` and `dx`, or None; `x` is at least 1, so no activation is 0."""
     keep = y != 0
     if torch.equal(keep, earlier != 0):
         return "two replays draw one mask"

@@ -1,11 +1,12 @@
-"""Everything that only a GPU can say, in one command of at most 20 minutes.
+"""All tests and measurements that need a GPU, in one command of at most 20 minutes.
 
     PYTHONPATH=src python -m benchmarks.gpu [--out DIR] [--dry-run]
 
-First masks and values against `nn.Dropout`'s, bit for bit; then the tests, the benchmark suite, MNIST and the
-report. It needs no network. A step that passed is recorded and not repeated, so an interrupted run goes on
-where it stopped; what failed runs again, and so does a step whose record or files are damaged, or whose
-code, versions or device have changed.
+The first step compares masks and values with `nn.Dropout`'s, bit for bit. Then the tests, the benchmark
+suite, MNIST and the report run. The command needs no network.
+
+A step that passed is recorded and not repeated, so an interrupted run continues with the next step. A step
+runs again if it failed, if its record or files are damaged, or if its code, versions or device have changed.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from benchmarks.machine import describe_device, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 NEEDED = ("pytest", "pytest_benchmark", "matplotlib", "scipy", "tqdm", "triton")
-# What a GPU can fail and a CPU cannot; the masks' own tests run before them.
+# The tests that can fail on a GPU and pass on a CPU; the masks' own tests run before them.
 TESTS = ("tests/engine", "tests/contract", "tests/monitor")
 
 
@@ -37,10 +38,10 @@ class Step:
     """One command, run in the repository's root.
 
     Attributes:
-        seconds: after which it is stopped.
-        reads, writes: files in the folder of the results. What it reads is part of what its record is for;
-            without what it writes it has failed.
-        says: what its output has to have: tests that all skip without a word of failure have shown nothing.
+        seconds: the time limit, after which the step is stopped.
+        reads, writes: files in the folder of the results. The record holds a digest of the files read. If a
+            file to write is missing afterwards, the step has failed.
+        says: a text that the output must have, since tests that were all skipped have shown nothing.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Step:
 
 
 def steps(out: Path) -> list[Step]:
-    """In the order in which they run."""
+    """Return the steps in the order in which they run."""
     python = sys.executable
     pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     parallel = ["-n", "4"] if importlib.util.find_spec("xdist") else []
@@ -88,7 +89,7 @@ def steps(out: Path) -> list[Step]:
 
 
 def digest(*paths: Path) -> str:
-    """Of the files' contents; a missing file counts as such."""
+    """Return a digest of the files' contents; a missing file changes it too."""
     found = hashlib.sha256()
     for path in paths:
         found.update(path.read_bytes() if path.exists() else b"missing")
@@ -97,7 +98,7 @@ def digest(*paths: Path) -> str:
 
 
 def code() -> str:
-    """A digest of everything that a step's result depends on in this tree."""
+    """Return a digest of all files in this tree that a step's result depends on."""
     files = sorted(
         path for folder in ("src", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")
     )
@@ -105,12 +106,12 @@ def code() -> str:
 
 
 def settings(step: Step, out: Path, machine: dict[str, Any]) -> dict[str, Any]:
-    """What a step's record is for."""
+    """Return the conditions under which a step's record is valid."""
     return {"command": step.command, "reads": digest(*(out / name for name in step.reads)), **machine}
 
 
 def is_done(step: Step, out: Path, machine: dict[str, Any]) -> bool:
-    """Whether it is recorded as done; says so of a record that is damaged."""
+    """Whether the step is recorded as done; report a damaged record."""
     path = out / f"{step.name}.done.json"
     try:
         record = json.loads(path.read_text())
@@ -130,7 +131,7 @@ def is_done(step: Step, out: Path, machine: dict[str, Any]) -> bool:
 
 
 def perform(step: Step, out: Path, machine: dict[str, Any]) -> str | None:
-    """Run it, its output into a log; why it failed, or None, which is recorded."""
+    """Run the step with its output in a log, and record success; return the reason for a failure, or None."""
     record, log = out / f"{step.name}.done.json", out / f"{step.name}.log"
     for path in (record, *(out / name for name in step.writes)):
         path.unlink(missing_ok=True)
@@ -169,7 +170,7 @@ def perform(step: Step, out: Path, machine: dict[str, Any]) -> str | None:
 
 
 def run(plan: Sequence[Step], out: Path, machine: dict[str, Any]) -> list[str]:
-    """All steps, whichever fail; the names of those that did."""
+    """Run all steps, in spite of failures; return the names of the failed ones."""
     out.mkdir(parents=True, exist_ok=True)
     failed = []
     for step in plan:
@@ -194,7 +195,11 @@ def run(plan: Sequence[Step], out: Path, machine: dict[str, Any]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "results" / "gpu", metavar="DIR", help="default: results/gpu"
+        "--out",
+        type=Path,
+        default=ROOT / "results" / "gpu",
+        metavar="DIR",
+        help="write the results to DIR (default: results/gpu)",
     )
     parser.add_argument("--dry-run", action="store_true", help="list the steps, run none")
     options = parser.parse_args(arguments)

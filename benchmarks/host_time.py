@@ -35,7 +35,7 @@ CALLS = 500  # per round
 
 
 class _Stub:
-    """A generator that does nothing. What is a C function there is one here."""
+    """A generator that does nothing. A method that PyTorch has in C is a C function here too."""
 
     get_offset = staticmethod(itertools.repeat(0).__next__)
     set_offset = staticmethod(collections.deque[int](maxlen=0).append)
@@ -46,7 +46,7 @@ class _Stub:
 
 
 class _Launched(NamedTuple):
-    """Stands for a compiled kernel: a launch of it takes any arguments and does nothing."""
+    """A stub of a compiled kernel. A launch takes any arguments and does nothing."""
 
     run: Any = "".format
     function: None = None
@@ -73,7 +73,7 @@ def _forget() -> None:
 
 @contextlib.contextmanager
 def passing_for_a_gpu() -> Iterator[None]:
-    """CPU tensors take the kernels' path, up to the launch."""
+    """Have CPU tensors take the kernels' path, up to the launch."""
     allocators: Any = torch._C._dynamo.guards
     patches: tuple[Any, ...] = (
         mock.patch.object(configuration, "Kernel", _Kernel),
@@ -95,7 +95,7 @@ def passing_for_a_gpu() -> Iterator[None]:
 
 
 def microseconds(module: nn.Module, backward: bool) -> float:
-    """Per call, over one round, of this process: what else the machine does weighs little."""
+    """Return the process's CPU time per call over one round, on which other processes have little effect."""
     x, dy = torch.randn(8, requires_grad=True), torch.ones(8)
     start = time.process_time()
     for _ in range(CALLS):
@@ -107,7 +107,7 @@ def microseconds(module: nn.Module, backward: bool) -> float:
 
 
 def measure(activations: Sequence[Activation], rounds: int) -> list[dict[str, Any]]:
-    """One row per activation, forward alone and with backward."""
+    """Return two rows per activation: forward alone, and forward with backward."""
     rows = []
     for activation in activations:
         eager, fused = backends.eager(activation), backends.fused(activation)
@@ -131,7 +131,7 @@ def measure(activations: Sequence[Activation], rounds: int) -> list[dict[str, An
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows in Markdown."""
+    """Return the rows as a Markdown table."""
     lines = ["| activation | direction | eager, us | fused, us | ratio |", "|---|---|---:|---:|---:|"]
     for row in rows:
         times = f"{row['eager_us']:.1f} | {row['fused_us']:.1f} | {row['ratio']:.2f}"
@@ -141,11 +141,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=40, help="of 500 calls each (default: 40)")
+    parser.add_argument(
+        "--rounds", type=int, default=40, help="number of rounds, of 500 calls each (default: 40)"
+    )
     parser.add_argument(
         "--activations", nargs="+", choices=list(ROWS), default=[row.name for row in backends.USUAL]
     )
-    parser.add_argument("--json", type=Path, help="write the rows and the versions here")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and the versions to FILE")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = measure([ROWS[name] for name in options.activations], options.rounds)

@@ -1,4 +1,4 @@
-"""What a result was measured with: versions and device."""
+"""The versions and the device of a measurement."""
 
 import platform
 

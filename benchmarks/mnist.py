@@ -240,7 +240,7 @@ def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         description="Train nets with ReLU, LeakyReLU and ELU + dropout on MNIST and compare them.",
-        epilog="The defaults reproduce the comparison in README.md for the first of its seeds: nets "
+        epilog="The defaults reproduce the comparison in docs/mnist.md for the first of its seeds: nets "
         "784-128-10 with dropout after the hidden layer, on all 60,000 digits. --seeds 0 1 2 3 4 reproduces "
         "the whole. Another machine, number of threads or version of PyTorch gives other last digits. "
         "Where MNIST can't be downloaded, a sample of 12,000 digits takes its place.",

@@ -20,7 +20,7 @@ _TIMEOUT = 10.0  # seconds without an answer from a mirror
 
 
 class DataError(Exception):
-    """The data can't be used; the message says which file, why, and what helps."""
+    """The data can't be used; the message names the file, the reason and the cure."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class File:
 
 @dataclass(frozen=True)
 class Folder:
-    """Where the four files stand, what to call them, and how to mend them."""
+    """The folder of the four files, a name for it in messages, and the cure for damaged files."""
 
     path: Path
     source: str
@@ -125,7 +125,7 @@ def _packed(path: Path) -> Path:
 
 
 def _download() -> str | None:
-    """Have torchvision download what isn't there yet; why it could not, else None."""
+    """Have torchvision download the missing files; return None, or the reason for a failure."""
     try:
         from torchvision.datasets import MNIST
     except KeyboardInterrupt:

@@ -13,7 +13,7 @@ from typing import Any
 
 
 class OutputError(Exception):
-    """Results can't be written or drawn; the message says why and what helps."""
+    """Results can't be written or drawn; the message gives the reason and the cure."""
 
 
 def prepare(folder: Path, *names: str) -> None:
@@ -51,7 +51,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _draw() -> None:
-    """Draw a plot to nowhere: what can't be imported or found is often asked for no sooner."""
+    """Draw a plot without a file, since some missing imports and fonts show only when a plot is drawn."""
     figure = new_figure(figsize=(1, 1))
     figure.subplots().set(title="a", xlabel="b")
     try:

@@ -1,12 +1,12 @@
-"""What a fused pair of calls costs beside the fused module and beside eager PyTorch, in Python.
+"""The host time of a fused pair of calls, beside the fused module and eager PyTorch.
 
     python -m benchmarks.pair_time [--rounds N] [--json FILE]
 
 A pair is written in three ways: `self.drop(self.act(x))`, the same in two statements, and in an
-`nn.Sequential`. Each is called as it is written, in a model that `fuse` returned, and with the fused module
-in its place. The stubs of `benchmarks.host_time` stand for the GPU, so the host's share is measured, with 8
-elements, forward alone. The pair and the module take turns in short rounds, of which some are undisturbed.
-The fastest counts.
+`nn.Sequential`. Each is called in three models: the plain one, the one that `fuse` returned, and one with the
+fused module in the pair's place. The stubs of `benchmarks.host_time` stand in for the GPU, so the host time
+of a forward of 8 elements is measured. The pair and the module take turns in short rounds, so that some
+rounds are undisturbed. The fastest round counts.
 """
 
 import argparse
@@ -56,7 +56,7 @@ class _Module(nn.Module):
         return y
 
 
-# A row of each kind of saving, with what fuse finds and the module that users would write.
+# A row of each kind of saving, with the module that fuse finds and the fused module that users would write.
 _FOUND: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
     rows.RELU.name: (nn.ReLU, fusedact.FusedReLUDropout),
     rows.LEAKY_RELU.name: (nn.LeakyReLU, fusedact.FusedLeakyDropout),
@@ -66,7 +66,7 @@ _FOUND: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
 
 
 def _models(activation: type[nn.Module], fused: type[nn.Module]) -> dict[str, tuple[nn.Module, nn.Module]]:
-    """By the way in which it is written, the pair and what has the fused module in its place."""
+    """Return by style of writing the pair, and the same code with the fused module in the pair's place."""
     return {
         "nested": (_Nested(activation()), _Module(fused())),
         "statements": (_Statements(activation()), _Module(fused())),
@@ -114,8 +114,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=2000, help=f"of {CALLS} calls each (default: 2000)")
-    parser.add_argument("--json", type=Path, help="write the raw results there")
+    parser.add_argument(
+        "--rounds", type=int, default=2000, help=f"number of rounds, of {CALLS} calls each (default: 2000)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw results to FILE")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     measured = measure(options.rounds)

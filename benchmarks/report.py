@@ -1,12 +1,12 @@
-"""Raw results to tables and plots, and into the README.
+"""Tables and plots of raw results, and the generated blocks of the README and the docs.
 
     python -m benchmarks.report RESULTS.json ... [--plots DIR]
     python -m benchmarks.report --readme README.md [--check]
 
 The first prints tables of the suite's results (`pytest benchmarks/ --benchmark-json`). The second writes
 the blocks of the README and of the pages in `docs/` beside it from the raw files in `benchmarks/results/`.
-A block stands between markers, `<!-- name -->` and `<!-- /name -->`. With `--check` nothing is written. A
-figure that was not measured reads so.
+A block is the text between the markers `<!-- name -->` and `<!-- /name -->`. With `--check` nothing is
+written. If a figure was not measured, the table says so.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.outputs import OutputError, new_figure
 from benchmarks.suite import SMALL
@@ -31,18 +32,23 @@ from benchmarks.timings import (
     speed_up,
 )
 
+if TYPE_CHECKING:
+    from benchmarks.machine_code.row import Row as Count
+
 RESULTS = Path(__file__).parent / "results"
 NOT_MEASURED = (
-    "On a GPU: not measured yet, and no kernel has run on one. That masks equal `nn.Dropout`'s is confirmed\n"
-    "against PyTorch's own GPU code, executed on a CPU\n"
-    "([the evidence](docs/randomness.md#evidence-for-the-masks))."
+    "On a GPU: not measured yet. **No kernel has run on one.** The masks equal those of PyTorch's own GPU\n"
+    "code, executed on a CPU ([the evidence](docs/randomness.md#evidence-for-the-masks))."
 )
+
+# The activations of the README's table, by row.
+SHOWN = {"relu": "ReLU", "leaky_relu": "LeakyReLU", "elu": "ELU", "gelu": "GELU", "silu": "SiLU"}
 
 # Tables ------------------------------------------------------------------------------------------------
 
 
 def markdown(head: Sequence[str], left: int, rows: Iterable[Sequence[str]]) -> str:
-    """The first `left` columns to the left, figures to the right, but for those that have none."""
+    """Return a Markdown table; the first `left` columns are words, and columns of dashes are left out."""
     rows = list(rows)
     columns = [i for i in range(len(head)) if i < left or any(row[i] != "-" for row in rows)]
     head, *rows = ([row[i] for i in columns] for row in (head, *rows))
@@ -51,7 +57,7 @@ def markdown(head: Sequence[str], left: int, rows: Iterable[Sequence[str]]) -> s
 
 
 def layers(run: Run, n: int) -> str:
-    """All figures of fused layers at one size."""
+    """Return the table of fused layers' figures at one size."""
     others = [name for name in run.values("backend", kind="layer") if name not in ("fused", "fast")]
     head = ["activation", "dtype", "direction", "fused, us", "GB/s", "of the copy"]
     head += [f"over {name}" for name in others]
@@ -77,7 +83,7 @@ def layers(run: Run, n: int) -> str:
 
 
 def sizes(run: Run) -> str:
-    """Fused over eager, forward and backward together, at every size: where it pays."""
+    """Return the speed-up of fused over eager at every size, forward and backward together."""
     found = sorted(run.values("n", kind="layer"))
     rows = []
     for dtype in run.values("dtype", kind="layer"):
@@ -92,7 +98,7 @@ def sizes(run: Run) -> str:
 
 
 def graphs(run: Run) -> str:
-    """Replays of one captured call."""
+    """Return the table of replays of one captured call."""
     rows = []
     for row in run.rows:
         if row.is_a(kind="graph", backend="fused"):
@@ -105,7 +111,7 @@ def graphs(run: Run) -> str:
 
 
 def monitored(run: Run) -> str:
-    """Fused layers watched by a monitor, and not."""
+    """Return the table of fused layers with a monitor and without."""
     rows = []
     for row in run.rows:
         if row.is_a(kind="monitor", backend="monitored"):
@@ -116,7 +122,7 @@ def monitored(run: Run) -> str:
 
 
 def steps(run: Run) -> str:
-    """Training steps, and epochs of MNIST."""
+    """Return the table of training steps and of MNIST's epochs."""
     rows = []
     for row in run.rows:
         if row.info["kind"] in ("step", "mnist"):
@@ -134,7 +140,7 @@ def steps(run: Run) -> str:
 
 
 def text(run: Run) -> str:
-    """The run's tables, each below a line that says what it holds."""
+    """Return the run's tables, each below a line that describes it."""
     parts = [run.title]
     found = sorted(run.values("n", kind="layer"))
     for n in dict.fromkeys(found[-1:] + found[:1]):
@@ -159,7 +165,7 @@ def text(run: Run) -> str:
 
 
 def plot(run: Run, path: Path) -> None:
-    """Over size, forward and backward together, a row of panels per dtype. What is refused is left out."""
+    """Plot figures over size, with a row of panels per dtype; rows with a wrong result are left out."""
     panels: dict[str, Callable[[Row], Figure]] = {
         "fraction of the copy's bandwidth": lambda row: fraction(run, row),
         "times as fast as eager": lambda row: speed_up(row, run.beside(row, backend="eager")),
@@ -195,11 +201,22 @@ def plot(run: Run, path: Path) -> None:
 
 
 def _machine_code(results: Path) -> str:
-    from benchmarks.machine_code import row, tables
+    from benchmarks.machine_code import tables
+
+    return tables.comparison(_counts(results), "bfloat16", "H100")
+
+
+def _performance(results: Path) -> str:
+    from benchmarks.machine_code import tables
+
+    return tables.summary(_counts(results), "bfloat16", "H100", SHOWN)
+
+
+def _counts(results: Path) -> "list[Count]":
+    from benchmarks.machine_code import row
 
     folder = results / "machine-code"
-    rows = [each for name in ("fusedact", "peers") for each in row.load(folder / f"{name}.json")]
-    return tables.comparison(rows, "bfloat16", "H100")
+    return [each for name in ("fusedact", "peers") for each in row.load(folder / f"{name}.json")]
 
 
 def _host_time(results: Path) -> str:
@@ -251,13 +268,14 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "mnist": _mnist,
     "study": _study,
     "pair time": _pair_time,
+    "performance": _performance,
     "zoo": _zoo,
 }
 _BETWEEN_PAGES = "\f"  # which no page has
 
 
 def rewritten(page: str, results: Path = RESULTS) -> str:
-    """The page with every block anew.
+    """Return the page with every block rewritten.
 
     Raises:
         ValueError: a block is missing, stands twice, or has no such name.
@@ -287,10 +305,10 @@ def update(readme: Path) -> dict[Path, str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.split("\n")[0])
-    parser.add_argument("results", nargs="*", type=Path, metavar="RESULTS.json", help="of the suite")
-    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw each results file there")
+    parser.add_argument("results", nargs="*", type=Path, metavar="RESULTS.json", help="results of the suite")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw a plot of each results file into DIR")
     parser.add_argument(
-        "--readme", type=Path, metavar="FILE", help="write its blocks, and those of docs/ beside it"
+        "--readme", type=Path, metavar="FILE", help="rewrite the blocks of FILE and of docs/ beside it"
     )
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a block differs")
     options = parser.parse_args(arguments)

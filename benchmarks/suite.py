@@ -1,4 +1,4 @@
-"""What the suite's rows share: clock, buffers, and what a row records besides its times."""
+"""Code shared by the suite's rows: the clock, the buffers, and the facts that a row records."""
 
 import itertools
 import math
@@ -50,8 +50,8 @@ def measure(benchmark: Any, calls: Sequence[Callable[[], Any]], before: int = 0,
     """Time the calls in turn, some to a round; a row's length is bounded by time, not by rounds.
 
     Args:
-        before: what `allocated()` was before the row made anything; the peak counts from there.
-        info: what the row says of itself. Of `bytes`, what a call moves, it gets its gigabytes per second.
+        before: `allocated()` before the row allocated anything; the peak counts from there.
+        info: the facts that the row records. `bytes`, moved by a call, also gives gigabytes per second.
     """
     for call in calls:  # compiles, loads, and makes every buffer resident
         start = synchronised_clock()

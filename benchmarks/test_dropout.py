@@ -23,7 +23,7 @@ DIRECTIONS = ("forward", "backward", "both")
 
 
 def kept_bytes(layer: nn.Module, x: Tensor) -> int | None:
-    """What forward leaves allocated for backward, beyond its input and its output."""
+    """Return the bytes that forward keeps for backward, beyond its input and its output."""
     if not CUDA:
         return None
     before = allocated()
@@ -101,7 +101,7 @@ def test_copy(benchmark: Any, before: int, dtype: torch.dtype, n: int) -> None:
 def test_graph(
     benchmark: Any, before: int, dtype: torch.dtype, activation: Activation, backend: str, direction: str
 ) -> None:
-    """A replay of a captured call at 64 x 128, where launches are what costs."""
+    """Time a replay of a captured call at 64 x 128, where launches dominate."""
     layer, wrong = checked(backend, activation, dtype, SMALL)
     x = (torch.randn(SMALL, device=DEVICE, dtype=dtype).abs_() + 1).requires_grad_()
     dy = torch.randn_like(x)

@@ -1,4 +1,4 @@
-"""What an `ActivityMonitor` costs a fused layer."""
+"""The cost of an `ActivityMonitor` on a fused layer."""
 
 import contextlib
 from typing import Any

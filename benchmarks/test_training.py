@@ -27,7 +27,7 @@ ROWS, WIDTH = (8192, 4096) if CUDA else (128, 256)
 
 @pytest.fixture(autouse=True)
 def _collected() -> Iterator[None]:
-    """Compiled models refer to themselves: what they still hold would be missing in the next row's peak."""
+    """Collect garbage, since compiled models refer to themselves and would raise the next row's peak."""
     yield
     torch._dynamo.reset()
     gc.collect()

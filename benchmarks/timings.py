@@ -1,7 +1,7 @@
 """The suite's results, read from their files: rows, and the figures that they give.
 
-A row whose result was wrong, or that was timed by another clock than the suite's, has no figure: nor has
-what is compared with it.
+A row has no figure if its result was wrong, or if it was timed by another clock than the suite's. Nor has a
+comparison with such a row.
 """
 
 import json
@@ -20,7 +20,7 @@ class Row:
     """One timed row.
 
     Attributes:
-        info: what the suite recorded with it.
+        info: the facts that the suite recorded with the times.
         seconds: per call, the median of the rounds.
         refused: why it has no figure, or None.
     """
@@ -93,7 +93,7 @@ Figure = float | str
 
 
 def figure(rows: Sequence[Row | None], compute: Callable[..., float]) -> Figure:
-    """What `compute` makes of rows, unless one is missing or refused."""
+    """Return `compute(*rows)`, unless a row is missing or refused."""
     found = [row for row in rows if row is not None]
     if len(found) < len(rows):
         return "-"

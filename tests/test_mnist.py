@@ -339,7 +339,7 @@ def test_help_says_what_the_defaults_reproduce(capsys):
     with pytest.raises(SystemExit):
         mnist.main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "The defaults reproduce the comparison in README.md for the first of its seeds" in text
+    assert "The defaults reproduce the comparison in docs/mnist.md for the first of its seeds" in text
     committed = json.loads((ROOT / "benchmarks/results/mnist-cpu/activation_comparison.json").read_text())
     defaults = vars(mnist.parser().parse_args([]))
     for name in ("epochs", "batch_size", "hidden", "p", "lr", "backend"):

@@ -20,14 +20,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m benchmarks.dead_neurons",
         description="Train the nets of the study of dead units. Run again, it goes on where it ended.",
     )
-    parser.add_argument("--regime", nargs="+", choices=names, default=names, help="these alone")
-    parser.add_argument("--quick", action="store_true", help="small nets' worth of digits, in five minutes")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="a folder that holds MNIST/raw")
-    parser.add_argument("--processes", type=_positive, default=2, metavar="N", help="jobs at a time (2)")
+    parser.add_argument("--regime", nargs="+", choices=names, default=names, help="run only these regimes")
+    parser.add_argument("--quick", action="store_true", help="train on few digits, in five minutes")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="the folder that holds MNIST/raw")
     parser.add_argument(
-        "--work", type=Path, default=Path("build/dead-neurons"), metavar="DIR", help="a file for each job"
+        "--processes", type=_positive, default=2, metavar="N", help="number of jobs at a time (default: 2)"
     )
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="a file for each regime")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("build/dead-neurons"),
+        metavar="DIR",
+        help="folder for a file per job",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, metavar="DIR", help="folder for a file per regime"
+    )
     parser.add_argument("--page", action="store_true", help="write the page from --out, and train nothing")
     options = parser.parse_args(arguments)
     if options.page:

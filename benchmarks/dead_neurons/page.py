@@ -13,7 +13,7 @@ from .text import NOT_TESTED, SECTIONS, Section, effect
 
 
 class Study(NamedTuple):
-    """What the page is written from."""
+    """The results and answers that the page is written from."""
 
     results: Results
     answers: list[Answer]
@@ -54,7 +54,7 @@ def probability(value: float) -> str:
 
 
 def changed(question: Question) -> str:
-    """Return what the two arms differ in, and what they share."""
+    """Return the settings in which the two arms differ, and those that they share."""
     old, new = question.old, question.new
     parts, shared = [], [_regime(old.regime).name]
     for name, label in (
@@ -87,7 +87,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
 
 
 def settings() -> str:
-    """Return the table of what was trained."""
+    """Return the table of the nets trained."""
     rows = []
     for regime in REGIMES:
         layers = "-".join(map(str, (784, *regime.hidden, 10)))
@@ -160,7 +160,7 @@ def summary(study: Study) -> str:
 
 
 def advised(study: Study) -> str:
-    """Return the tutorial's advice, each piece kept, corrected or dropped, and what it lacks."""
+    """Return the tutorial's advice, each piece kept, corrected or dropped, and additions to it."""
     results = study.results
     works, remedies, rate, p = (study.of(key) for key in ("works", "remedies", "rate", "p"))
     killed = replace(TUTORIAL, optimiser=FAST_ADAM, p=0.0)
@@ -192,7 +192,7 @@ def section(part: Section, found: Sequence[Answer]) -> str:
 
 
 def how(study: Study) -> str:
-    """Return how it was measured, and with what."""
+    """Return the section on methods, versions and device."""
     jobs, questions = study.jobs, len(study.answers)
     cpu = sum(job["seconds"]["cpu"] for job in jobs) / 60
     versions = {name: sorted({job["versions"][name] for job in jobs}) for name in ("python", "torch")}
@@ -232,9 +232,8 @@ def write(study: Study, docs: Path) -> None:
 
 
 def readme(study: Study) -> str:
-    """Return the README's sentences and figure."""
-    kills = next(part for part in SECTIONS if part.key == "kills")
-    return f"{summary(study)}\n\n![{kills.caption}](docs/study-kills.svg)\n\n[The study](docs/study.md)"
+    """Return the README's sentences."""
+    return f"{summary(study)} [The study](docs/study.md) has the figures."
 
 
 def page(study: Study) -> str:

@@ -31,7 +31,7 @@ class At:
 
 @dataclass(frozen=True)
 class Question:
-    """What changes where `new` takes the place of `old`."""
+    """The effect of replacing the arm `old` by the arm `new`."""
 
     section: str
     measure: str

@@ -1,4 +1,4 @@
-"""What is trained: regimes, and the arms of each."""
+"""The regimes of training, and the arms of each."""
 
 import itertools
 from dataclasses import asdict, dataclass
@@ -25,7 +25,7 @@ ADAM, FAST_ADAM, SGD = Optimiser("Adam", 1e-3), Optimiser("Adam", 1e-2), Optimis
 
 @dataclass(frozen=True)
 class Arm:
-    """What nets of one job differ in."""
+    """The settings in which the nets of one job differ."""
 
     activation: str
     p: float
@@ -92,7 +92,7 @@ class Job:
         return 1 + (self.regime.tasks if self.regime.tasks > 1 else self.regime.epochs // self.regime.every)
 
     def settings(self) -> dict[str, Any]:
-        """What decides the job's result, for its file."""
+        """Return the settings that decide the job's result, for its file."""
         regime = {key: value for key, value in asdict(self.regime).items() if key != "seeds"}
         return {"regime": regime, "optimiser": str(self.optimiser), "seed": self.seed}
 

@@ -17,7 +17,7 @@ from .regimes import Job
 
 
 def run(jobs: Sequence[Job], digits: Digits, folder: Path, processes: int) -> None:
-    """Train what `folder` doesn't have yet, and write it there."""
+    """Run the jobs whose results `folder` lacks, and write these there."""
     folder.mkdir(parents=True, exist_ok=True)
     data = store.digest(digits)
     todo = [job for job in jobs if store.load(job, data, folder) is None]

@@ -14,11 +14,11 @@ from .regimes import Job
 
 
 class DamagedError(Exception):
-    """A file can't be used; the message says which, why, and what helps."""
+    """A file can't be used; the message names the file, the reason and the cure."""
 
 
 def digest(digits: Digits) -> str:
-    """Return what tells one set of digits from another."""
+    """Return a digest that identifies a set of digits."""
     sums = hashlib.sha256()
     for tensor in (digits.train_images, digits.train_labels, digits.test_images, digits.test_labels):
         sums.update(tensor.numpy().tobytes())
@@ -39,7 +39,7 @@ def save(job: Job, result: dict[str, Any], data: str, folder: Path) -> None:
 
 
 def load(job: Job, data: str, folder: Path) -> dict[str, Any] | None:
-    """Return what a job's file has; None if there is none, or it is of other settings or digits.
+    """Return the content of a job's file; None if it is missing, or has other settings or digits.
 
     Raises:
         DamagedError: the file was cut or changed.

@@ -9,7 +9,7 @@ Answers = Sequence[Answer]
 
 
 def effect(answer: Answer) -> str:
-    """Return what the change does, as the end of a sentence."""
+    """Return the change's effect, as the end of a sentence."""
     what = "accuracy" if answer.question.measure == ACCURACY else "the share of silent units"
     if not answer.clear:
         return f"makes no difference to {what} beyond noise"

@@ -1,4 +1,4 @@
-"""The command: which kernels are counted, and where the rows go."""
+"""The command, which selects the kernels to count and writes the rows."""
 
 import argparse
 import itertools
@@ -43,11 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             metavar=option.upper(),
             help=", ".join(allowed),
         )
-    parser.add_argument("--peers", action="store_true", help="count torch.compile's kernels in their place")
     parser.add_argument(
-        "--forms", action="store_true", help="count, in its place, forms of forward that were tried"
+        "--peers", action="store_true", help="count torch.compile's kernels in place of fusedact's"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    parser.add_argument(
+        "--forms", action="store_true", help="count forms of forward that were tried, in its place"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE")
     options = parser.parse_args(arguments)
     chosen = [
         case
@@ -57,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         and case.rng in options.rng
     ]
     if not chosen:
-        parser.error("no kernel is all of that: backward_from_output is ELU's alone")
+        parser.error(
+            "no kernel matches these options: backward_from_output is ELU's alone, so add --activation elu"
+        )
     builds = list(kernels.USUAL)
     if options.target or options.dtype:
         asked = (options.dtype or kernels.DTYPES, options.target or kernels.TARGETS)

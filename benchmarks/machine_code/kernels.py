@@ -31,13 +31,13 @@ DTYPES = {
 
 
 class Build(NamedTuple):
-    """What a kernel is compiled for."""
+    """The dtype and the target that a kernel is compiled for."""
 
     dtype: str
     target: str
 
 
-# What is counted unless the command asks for more: every target in one dtype, and every dtype for one target.
+# The builds counted by default: every target in one dtype, and every dtype for one target.
 USUAL = (
     *(Build("bfloat16", target) for target in ("sm_80", "sm_90", "sm_100")),
     *(Build(dtype, "sm_90") for dtype in ("float16", "float32")),
@@ -53,7 +53,7 @@ class Case(NamedTuple):
 
 
 def cases() -> Iterator[Case]:
-    """Every kernel that there is, with activation and rng."""
+    """Return every kernel, with activation and rng."""
     for kernel, activation, rng in itertools.product(KERNELS, ROWS.values(), RNGS):
         if kernel != "backward_from_output" or activation.from_output:
             yield Case(kernel, activation, rng)

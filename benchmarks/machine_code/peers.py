@@ -28,13 +28,13 @@ class Launch(NamedTuple):
 
     @property
     def bytes_per_element(self) -> float:
-        """What it moves: each tensor once."""
+        """The bytes that the launch moves per element: each tensor once."""
         return sum(tensor.nbytes for tensor in self.tensors) / SIZE
 
 
 @contextlib.contextmanager
 def recorded() -> Iterator[list[Launch]]:
-    """Note what Inductor launches, in place of compiling and running it."""
+    """Record Inductor's launches, in place of compiling and running them."""
     from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 
     launches: list[Launch] = []

@@ -1,17 +1,17 @@
 """A kernel's instructions, and which of them a full block executes.
 
-A thread's instructions in a full block, by the elements that are its share, are what is counted; on AMD a
-thread is a lane, and the scalar instructions of its wavefront count as its own. Counted is a way through the
-program's control flow, not its text: what stands behind the end (padding, a branch to itself) or on
-another way isn't. A full block's way is the one that
+The count is the number of a thread's instructions in a full block, divided by the thread's elements. On AMD a
+thread is a lane, and the scalar instructions of its wavefront count as its own. The count follows one path
+through the program's control flow. Instructions behind the end (padding, a branch to itself) or on other
+paths don't count. A full block's path is the one that
 
-1. accesses the most bytes of global memory: early exits are for blocks beyond the tensor's end;
-2. of those, calls the fewest functions: calls are slow paths, for arguments that are rare;
-3. of those, guards the fewest accesses: where there is a way without bounds checks, full blocks take it;
-4. of those, is the longest: where nothing decides, the count is too high and not too low.
+1. accesses the most bytes of global memory, since early exits are for blocks beyond the tensor's end;
+2. of those, calls the fewest functions, since calls are slow paths for rare arguments;
+3. of those, guards the fewest accesses, since full blocks take a path without bounds checks if there is one;
+4. of those, is the longest, so that the count is too high rather than too low.
 
-An instruction whose predicate is false is still issued, and counts; so do those of the uniform datapath
-and NOPs on the way. A loop, an indirect branch and a call that can't be avoided are errors: the count
+An instruction with a false predicate is still issued, so it counts. Instructions of the uniform datapath and
+NOPs on the path count too. A loop, an indirect branch and an unavoidable call are errors, since the count
 would be wrong.
 """
 
@@ -48,7 +48,7 @@ class Program(NamedTuple):
 
 
 class Binary(NamedTuple):
-    """A compiled kernel: its program, and what the compiler says of its resources.
+    """A compiled kernel: its program, and the resources that the compiler reports.
 
     Barriers and spills count wherever they stand. `spill_bytes` is the width of all loads and stores of
     local memory (NVIDIA), or a lane's scratch memory (AMD).
@@ -71,7 +71,7 @@ class _Score(NamedTuple):
 
 
 def full_block(program: Program) -> list[Instruction]:
-    """Return what a full block executes, in order: see the module's description."""
+    """Return the instructions that a full block executes, in order; see the module's description."""
     instructions = program.instructions
     followers = _followers(program)
     best: dict[int, tuple[_Score, int | None]] = {}

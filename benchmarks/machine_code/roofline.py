@@ -1,8 +1,9 @@
-"""Predicted times, from counts. They are a model's and no measurements.
+"""Predicted times, from counts. They come from a model and are no measurements.
 
-A kernel takes as long as the resource that it keeps busy the longest: memory at 92 % of its bandwidth, the
-four schedulers at 85 % of a warp's instruction per clock, or a pipe at its lanes per clock. Tensors are
-large: launches, tails and caches are left out. Clocks are those that a loaded GPU of the kind sustains.
+A kernel's time is that of its busiest resource. Memory counts at 92 % of its bandwidth. The four
+schedulers count at 85 % of one warp instruction per clock each, the pipes at their lanes per clock. Tensors
+are assumed to be large, so launches, tails and caches are left out. Clocks are those that a loaded GPU
+sustains.
 """
 
 from typing import NamedTuple
@@ -16,14 +17,14 @@ ISSUED, ALU, FMA_HEAVY, XU = 128, 64, 64, 16
 
 
 class Gpu(NamedTuple):
-    """What the model knows of a GPU.
+    """The facts about a GPU that the model uses.
 
     Attributes:
-        name: in tables.
-        target: whose machine code it runs.
-        multiprocessors: their number.
-        gigahertz: the clock.
-        terabytes: of memory per second.
+        name: the name in tables.
+        target: the target of its machine code.
+        multiprocessors: number of multiprocessors.
+        gigahertz: sustained clock.
+        terabytes: memory bandwidth in TB/s.
         fma: lanes per clock and multiprocessor of the whole FMA pipe.
     """
 
@@ -47,9 +48,9 @@ class Prediction(NamedTuple):
     """A predicted time.
 
     Attributes:
-        picoseconds: per element.
-        bound_by: the resource that takes them.
-        over_memory: how many times what memory alone takes.
+        picoseconds: predicted time per element.
+        bound_by: the resource that is busy the longest.
+        over_memory: the predicted time divided by the memory time.
     """
 
     picoseconds: float

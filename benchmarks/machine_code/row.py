@@ -1,4 +1,4 @@
-"""What one counted kernel is kept as, in files and tables."""
+"""A counted kernel's row in files and tables."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ class Row:
     """One direction of one pair; the names are the JSON's keys, figures are per element.
 
     Attributes:
-        backend: whose kernel it is.
+        backend: the kernel's origin, fusedact or torch.compile.
         kernel: forward, backward, or backward_from_output (of operations in place).
         activation: its row's name.
         dtype: of the tensors.
@@ -26,9 +26,9 @@ class Row:
         barriers: in the program's text.
         spill_bytes: see `Binary`.
         registers: of a thread.
-        narrow_accesses: see `program.narrow_accesses`; None where it isn't known whose bytes they are.
+        narrow_accesses: see `program.narrow_accesses`; None if the accesses can't be told apart.
         bytes_per_element: moved.
-        saved_bytes_per_element: what backward reads beside the upstream gradient.
+        saved_bytes_per_element: the bytes that backward reads beside the upstream gradient.
         alu, fma, fma_heavy, xu, memory: slots of each pipe, see `sass.Pipes`; None on AMD.
         predicted: by GPU, the predicted time and what binds it; none on AMD.
         triton: its version.
@@ -60,7 +60,7 @@ class Row:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What it is a count of."""
+        """The identity of the kernel that was counted."""
         return self.backend, self.kernel, self.activation, self.dtype, self.rng, self.target
 
 
@@ -101,5 +101,5 @@ def save(rows: Iterable[Row], path: Path) -> None:
 
 
 def load(path: Path) -> list[Row]:
-    """Read what `save` wrote."""
+    """Read a file that `save` wrote."""
     return [Row(**row) for row in json.loads(path.read_text())]

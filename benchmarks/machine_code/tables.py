@@ -1,6 +1,6 @@
 """Markdown tables of counts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from benchmarks.machine_code.roofline import GPUS
@@ -110,5 +110,35 @@ def comparison(rows: Sequence[Row], dtype: str, gpu: str) -> str:
             cells.append(f"{pair.picoseconds(gpu):.2f}" if pair else "-")
         for pair in (mine, ways.get("fast")):
             cells.append(f"{other.picoseconds(gpu) / pair.picoseconds(gpu):.2f}" if pair and other else "-")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def summary(rows: Sequence[Row], dtype: str, gpu: str, names: Mapping[str, str]) -> str:
+    """Return a Markdown table of sums over forward and backward, on one GPU: fusedact beside torch.compile.
+
+    Args:
+        rows: the counts of both.
+        dtype: of the tensors.
+        gpu: the GPU's name in `GPUS`.
+        names: the activations shown, in order, each with its name in the table.
+    """
+    found = pairs(rows, dtype, gpu)
+    figures: dict[str, Callable[[Pair], float]] = {
+        "bytes moved": lambda pair: sum(row.bytes_per_element for row in pair),
+        "bytes kept for backward": lambda pair: pair.forward.saved_bytes_per_element,
+        "instructions": lambda pair: sum(row.instructions_per_element for row in pair),
+    }
+    head = ["activation"]
+    for name in figures:
+        head += [f"{name}, fusedact", "torch.compile"]
+    head.append("predicted speed-up over torch.compile")
+    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+    for activation, shown in names.items():
+        mine, other = found[activation]["eager"], found[activation]["torch.compile"]
+        cells = [shown]
+        for figure in figures.values():
+            cells += [f"{figure(pair):.4g}" for pair in (mine, other)]
+        cells.append(f"{other.picoseconds(gpu) / mine.picoseconds(gpu):.2f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -1,17 +1,17 @@
-"""`fuse` on models that nobody here wrote: torchvision's, and one of every Hugging Face configuration.
+"""`fuse` on models by others: torchvision's, and one of every Hugging Face configuration.
 
     python -m benchmarks.zoo [--only LIBRARY] [--match TEXT] [--jobs N] [--bits N] [--json FILE]
 
-Every model is built on the meta device (Hugging Face's with few layers, no dropout at p = 0) and called
-twice in training mode, as it is and fused, where the eager composition takes the kernels' place. Models that
-need values run on the CPU, made small. Counted are the dropouts of the very tensor that an activation
-returned, and how many of them ran fused. Models whose inputs nobody here knows count by their report alone.
+Every model is built on the meta device, Hugging Face's with few layers and no dropout at p = 0. It is called
+twice in training mode, as it is and fused, with the eager composition in the kernels' place. Models that need
+values run on the CPU, made small. The command counts the dropouts of a tensor that an activation returned,
+and how many of them ran fused. If a model's inputs can't be guessed, only its fusion report counts.
 
-Then N small models that have pairs run on the CPU: same seed, same bits in training and in eval, forward and
-backward, with the composition in the kernels' place and without.
+Then N small models that have pairs run on the CPU, with the composition in the kernels' place and without.
+With the same seed they have to give the same bits in training and in eval, forward and backward.
 
-Each model has a process of its own. The file of `--json` is written after each model. Models that it has
-aren't run again.
+Each model runs in a process of its own. The file of `--json` is written after each model, and models that it
+already has aren't run again.
 """
 
 import argparse
@@ -101,10 +101,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", choices=["torchvision", "transformers"])
-    parser.add_argument("--match", default="", help="models whose name has it")
-    parser.add_argument("--bits", type=int, default=25, help="so many small models on the CPU (default: 25)")
-    parser.add_argument("--jobs", type=int, default=1, help="models at a time (default: 1)")
-    parser.add_argument("--json", type=Path, help="write the raw results there")
+    parser.add_argument("--match", default="", help="run only models whose name contains this")
+    parser.add_argument(
+        "--bits", type=int, default=25, help="number of small models on the CPU (default: 25)"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="number of models at a time (default: 1)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw results to FILE")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Models of torchvision and Hugging Face, made without files, and guesses of what they take."""
+"""Models of torchvision and Hugging Face, made without files, and guesses of their inputs."""
 
 import contextlib
 import functools
@@ -33,7 +33,7 @@ class Model:
     """One model of a library.
 
     Attributes:
-        library: whose it is.
+        library: the library that the model belongs to.
         name: its name there.
         build: makes it, in the ways that are tried one after the other.
         tiny: the same for one that runs on a CPU.
@@ -62,7 +62,12 @@ def torchvision_models() -> Iterator[Model]:
 def transformers_models() -> Iterator[Model]:
     from transformers import CONFIG_MAPPING, AutoModel
 
-    for name in ("bert", "mixtral", "vit", "whisper"):  # what most models import, once for all processes
+    for name in (
+        "bert",
+        "mixtral",
+        "vit",
+        "whisper",
+    ):  # imported once for all processes, since most models need them
         importlib.import_module(f"transformers.models.{name}.modeling_{name}")
 
     def build(name: str, sizes: dict[str, int], drops: bool = True, **options: Any) -> nn.Module:
@@ -97,7 +102,7 @@ def shrink(config: Any, sizes: dict[str, int], drops: bool = True) -> None:
         elif name in sizes and type(value) is int:
             new = min(value, sizes[name])
         if new is not value:
-            with contextlib.suppress(Exception):  # what the configuration doesn't allow
+            with contextlib.suppress(Exception):  # the configuration may refuse the value
                 setattr(config, name, new)
     kinds = getattr(config, "layer_types", None)
     if isinstance(kinds, list) and isinstance(getattr(config, "num_hidden_layers", None), int):
@@ -106,7 +111,7 @@ def shrink(config: Any, sizes: dict[str, int], drops: bool = True) -> None:
 
 
 def inputs(model: nn.Module) -> Iterator[dict[str, Any]]:
-    """Guesses of what a model takes, the likeliest first."""
+    """Yield guesses of a model's inputs, the likeliest first."""
     if not hasattr(model, "config"):
         yield {"x": torch.zeros(2, 3, 224, 224)}
         yield {"x": torch.zeros(2, 3, 16, 224, 224)}

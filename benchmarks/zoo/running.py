@@ -22,7 +22,7 @@ from fusedact.fusion import recognise
 
 
 class Pairs(TorchFunctionMode):
-    """Counts the dropouts of what an activation returned, by activation.
+    """Counts, by activation, the dropouts of a tensor that an activation returned.
 
     Attributes:
         found: all of them.
@@ -85,7 +85,7 @@ def _bound(function: Any, args: Any, kwargs: Any) -> tuple[Any, float, bool]:
 
 @contextlib.contextmanager
 def composed() -> Iterator[Counter[str]]:
-    """The eager composition takes the kernels' place on any device; counts what ran, by activation."""
+    """Run the eager composition in the kernels' place on any device; count the fused calls by activation."""
     ran: Counter[str] = Counter()
 
     def by_kernels(row: Activation, x: Tensor, values: tuple[float, ...], p: float, *_: Any) -> Tensor:
@@ -142,7 +142,7 @@ def on_meta(builds: Sequence[Build]) -> nn.Module:
 
 
 def sweep(model: Model, seconds: int) -> dict[str, Any]:
-    """One model's row: what was found while it ran, what ran fused, and what the report says."""
+    """Return one model's row: pairs found while it ran, pairs that ran fused, and the fusion report."""
     row: dict[str, Any] = {"library": model.library, "model": model.name}
     start = time.process_time()
     stage = "building"
@@ -193,7 +193,7 @@ class FusedError(Exception):
 
 
 def run_both(model: nn.Module, fused: nn.Module, errors: list[str]) -> dict[str, Any] | None:
-    """What was found while `model` ran, and what ran fused in `fused`; None if no guess is right."""
+    """Return the pairs found in `model` and run fused in `fused`; None if no guess of the inputs is right."""
     for arguments in inputs(model):
         pairs = Pairs()
         hook = nn.modules.module.register_module_forward_hook(pairs.module_called)

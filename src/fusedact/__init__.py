@@ -1,4 +1,4 @@
-"""Activation and dropout in one kernel: one forward, one backward, ReLU's one bit kept."""
+"""Fuse an activation and the dropout after it into one Triton kernel forward and one backward."""
 
 from . import functional, testing
 from .activations import Activation, Parameter, Saves, register_activation

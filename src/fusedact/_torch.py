@@ -1,6 +1,6 @@
-"""Every private name of PyTorch's that the package uses, so that a new release is checked in one place.
+"""Every private name of PyTorch that the package uses, so that a new release is checked in one place.
 
-Where a build of PyTorch lacks a name, it stands here for None.
+If a build of PyTorch lacks a name, the name is None here.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ is_zero: Callable[[Tensor], bool] = Tensor._is_zerotensor
 
 function_modes: Callable[[], int] = torch._C._len_torch_function_stack
 
-# Hooks on the calls of all modules, by kind; where there are none, all are empty.
+# Hooks on the calls of all modules, by kind; all are empty unless a user registered one.
 global_hooks: tuple[Mapping[int, Any], ...] = (
     _module._global_forward_hooks,
     _module._global_forward_pre_hooks,
@@ -39,7 +39,7 @@ DROPOUT = nn.modules.dropout._DropoutNd
 
 
 def in_backward() -> bool:
-    """Whether autograd's engine is running this thread: forward then is a checkpoint that computes again."""
+    """Whether autograd's engine runs this thread; a forward in it is a checkpoint's recomputation."""
     return bool(torch._C._current_graph_task_id() != -1)
 
 
@@ -57,7 +57,7 @@ _lookup, _any_lookup = nn.Module.__getattr__, object.__getattribute__
 
 
 def part(module: nn.Module, name: str) -> Any:
-    """Return `module.name`; a child in half the time that PyTorch's lookup takes."""
+    """Return `module.name`; for a child in half the time of PyTorch's lookup."""
     own, cls = module.__dict__, type(module)
     child = own["_modules"].get(name)
     if (
@@ -74,7 +74,7 @@ def part(module: nn.Module, name: str) -> Any:
 
 
 def calls_alone(module: nn.Module, forward: Any, may_stay: Callable[[Mapping[int, Any]], bool]) -> bool:
-    """Whether calling `module` runs `forward`, hooks that `may_stay` or all modules have, and no more."""
+    """Whether a call of `module` runs `forward` alone, but for global hooks and hooks that `may_stay`."""
     own = module.__dict__
     after, before = own["_forward_hooks"], own["_forward_pre_hooks"]
     return (
@@ -88,7 +88,7 @@ def calls_alone(module: nn.Module, forward: Any, may_stay: Callable[[Mapping[int
 
 
 def has_users_modes() -> bool:
-    """Whether a torch function mode of the user's wants to see every function that is called."""
+    """Whether the user has entered a torch function mode, which has to see every function that is called."""
     modes = [torch._C._get_function_stack_at(i) for i in range(function_modes())]
     return any(not isinstance(mode, DeviceContext) for mode in modes)
 
@@ -100,17 +100,20 @@ def is_autocast() -> bool:
 
 def is_exporting() -> bool:
     """Whether `torch.export` traces."""
-    # torch.compiler.is_exporting() says so in all that torch 2.11 compiles.
+    # In torch 2.11 torch.compiler.is_exporting() is true under torch.compile too.
     return bool(torch.compiler._is_exporting_flag)
 
 
 def is_replica(module: nn.Module) -> bool:
-    """Whether it is one of DataParallel's copies, which share the module's hooks."""
+    """Whether `module` is one of DataParallel's copies, which share the original's hooks."""
     return bool(getattr(module, "_is_replica", False))
 
 
 def constant_to_compilers(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Have a compiler call `function` once, while it traces; `assume_constant_result` would import one."""
+    """Have a compiler call `function` once, while it traces.
+
+    `torch.compiler.assume_constant_result` does the same, but imports the compiler.
+    """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
@@ -125,7 +128,7 @@ _empty_on_gpu: Any = getattr(torch._C._dynamo.guards, "_empty_strided_cuda", Non
 
 
 def empty_int32(shape: tuple[int, ...], stride: tuple[int, ...], like: Tensor) -> Tensor:
-    """Return an int32 tensor on `like`'s device, which is the current one; as Inductor's own code does."""
+    """Return an int32 tensor on `like`'s device, which must be the current one, as Inductor's code does."""
     if like.is_cuda and _empty_on_gpu is not None:
         result: Tensor = _empty_on_gpu(shape, stride, torch.int32)
         return result

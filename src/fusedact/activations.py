@@ -1,6 +1,6 @@
-"""A row: the facts that the package needs to know of an activation. And the registry of all rows.
+"""Rows, each with the facts that the package needs about one activation, and the registry of all rows.
 
-The rows themselves are in `fusedact.rows`; an activation of one's own comes by `register_activation`.
+The built-in rows are in `fusedact.rows`. `register_activation` adds an activation of your own.
 """
 
 import enum
@@ -21,7 +21,7 @@ _NEGATIVE: Ranges = ((-inf, 0.0),)
 
 
 class Saves(enum.Enum):
-    """The memory that forward keeps for backward, per element. The bits are packed 32 to a word."""
+    """Name the memory that forward keeps for backward, per element. Bits are packed into 32-bit words."""
 
     MASK = "1 bit: kept by dropout"  # the derivative is 1 everywhere
     ONE_BIT = "1 bit: kept by dropout, and the gradient passes the activation"
@@ -33,13 +33,14 @@ REQUIRED = inspect.Parameter.empty
 
 
 class Parameter(NamedTuple):
-    """One argument of an activation.
+    """Describe one argument of an activation.
 
     Attributes:
-        name: as PyTorch has it.
-        default: as PyTorch has it; `REQUIRED` if it must be given.
-        text: its meaning, for the documentation.
-        choices: the values of one that is no number, each with the row that it selects (None: this row).
+        name: the argument's name, PyTorch's if PyTorch has the activation.
+        default: the default, PyTorch's if PyTorch has the activation; `REQUIRED` if there is none.
+        text: the argument's meaning, for the documentation.
+        choices: for an argument that isn't a number, the values allowed, each with the row that it selects.
+            None selects this row.
     """
 
     name: str
@@ -61,12 +62,12 @@ class Bound(NamedTuple):
 
     @property
     def dies_where_negative(self) -> bool:
-        """Whether a unit is dead that never had a positive input, so that the kernels' packed bits tell."""
+        """Whether positive inputs alone tell dead units, so that the kernels' packed bits suffice."""
         return self.dead in ((), _NEGATIVE)
 
     @property
     def saturated(self) -> Ranges:
-        """The inputs at which hardly any gradient passes."""
+        """The inputs at which the derivative is below 5 % of its largest value."""
         return self.row.saturated(*self.values)
 
 
@@ -82,36 +83,41 @@ def nowhere(*values: float) -> Ranges:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Activation:
-    """One row: the facts about one activation. It is equal to itself alone.
+    """Describe one activation, in a row: its PyTorch function, its Triton functions and its properties.
 
-    The mathematics are Triton functions of `x` and the parameters `a` and `b`, both numbers, of which a
-    row without parameters ignores both. All are of one type: float32, or float64 for float64 tensors.
+    The Triton functions take `x` and two numbers, `a` and `b`: the parameters in their order, 0 where there
+    is none. All three have one type: float32, or float64 for float64 tensors. A row equals itself alone.
 
     Attributes:
-        name: of the function `<name>_dropout` and of the Triton functions; an identifier.
-        function: PyTorch's, called as `function(input, *numbers)`, with `inplace=True` if it has that.
-        formula: act(x), in plain text.
-        saves: the memory that forward keeps.
-        module: PyTorch's class; None if PyTorch has none. Subclasses don't count.
-        parameters: at most two, in PyTorch's order.
-        rule: of the parameters' values, the error that they deserve, or None.
-        exact: with rng="eager" the result has eager's bits. The kernels then round where eager does.
-        representable: exact alone: act(x) has x's dtype without rounding.
-        clamps: representable alone: act(x) is x or a constant. It saves instructions.
+        name: an identifier. The fused function is called `<name>_dropout`.
+        function: the PyTorch function. It is called as `function(input, *numbers)`, and with `inplace=True`
+            if the row's `inplace` is true.
+        formula: act(x) as plain text, for the documentation.
+        saves: the memory that forward keeps for backward.
+        module: the `nn.Module` class of the activation, for `fuse` and monitors; None if there is none.
+            Its subclasses aren't recognised.
+        parameters: at most two, in the order in which `function` takes them.
+        rule: a function of the parameters' values. It returns an error's text, or None for values allowed.
+        exact: with rng="eager" the results are eager's bits. The kernels then round where eager does.
+        representable: for `exact` rows: act(x) is representable in x's dtype, so it needs no rounding.
+        clamps: for `representable` rows: act(x) is x or a constant. It saves instructions.
         rounds_parameters: eager rounds the parameters to the tensor's dtype.
-        slope: ONE_BIT alone: the derivative where the gradient passes.
-        vanishes: ONE_BIT alone: act(x) is 0 where the gradient doesn't pass. It saves instructions.
-        own_gradient: INPUT alone: `backward` is `gradient(g, x, a, b)`, g times the derivative with
-            eager's roundings.
-        inplace: PyTorch's function takes `inplace`.
-        homogeneous: act(c x) = c act(x) for c >= 0, so that dropout may come before it.
-        from_output: for in-place calls, the gradient `from_output(gradient, output, *numbers)` in PyTorch's
-            operations; the Triton function is `<name>_derivative_from_output(y, a, b)`.
-        dead: the inputs at which the derivative is exactly 0, as ranges.
-        saturated: the inputs at which it is below 5 % of its largest value, as ranges.
-        forward: Triton's `forward(x, a, b)`; None: `fusedact.kernels.mathematics.<name>`.
-        backward: Triton's `passes(x, a, b)`, a bool, for the rows that save bits alone, or
-            `derivative(x, a, b)`; None: from `fusedact.kernels.mathematics`, by name.
+        slope: for `Saves.ONE_BIT`: the derivative where the gradient passes.
+        vanishes: for `Saves.ONE_BIT`: act(x) is 0 where the gradient doesn't pass. It saves instructions.
+        own_gradient: for `Saves.INPUT`: `backward` is `gradient(g, x, a, b)`, which returns g times the
+            derivative, rounded as eager does.
+        inplace: `function` takes `inplace`.
+        homogeneous: act(c x) = c act(x) for c >= 0, so a dropout before the activation can be fused too.
+        from_output: for in-place calls, the gradient as `from_output(gradient, output, *numbers)` in
+            PyTorch's operations; the Triton function is `<name>_derivative_from_output(y, a, b)`.
+        dead: a function of the parameters. It returns the ranges of inputs at which the derivative is 0.
+        saturated: a function of the parameters. It returns the ranges of inputs at which the derivative is
+            below 5 % of its largest value.
+        forward: the Triton function of act(x), `forward(x, a, b)`. None, for built-in rows alone, stands for
+            `fusedact.kernels.mathematics.<name>`.
+        backward: a Triton function. For `Saves.INPUT` it is `derivative(x, a, b)`. For ONE_BIT and TWO_BITS
+            it is `passes(x, a, b)`, a bool. None, for built-in rows alone, stands for the function in
+            `fusedact.kernels.mathematics`.
     """
 
     name: str
@@ -137,7 +143,7 @@ class Activation:
     backward: Any = None
     names: tuple[str, ...] = field(init=False)  # of the parameters
     defaults: tuple[tuple[str, Any], ...] = field(init=False)  # by name
-    numeric: bool = field(init=False)  # any finite numbers will do
+    numeric: bool = field(init=False)  # every finite number is allowed
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(parameter.name for parameter in self.parameters))
@@ -146,11 +152,11 @@ class Activation:
         object.__setattr__(self, "numeric", numeric)
 
     def __reduce__(self) -> Any:
-        """Copies and files name the row: there is one of each."""
+        """Reduce to the name, since a copy or a pickle has to be the one registered row."""
         return _registered, (self.name,)
 
     def bind(self, *values: float | str) -> Bound:
-        """Check the parameters' values, and return the row and the numbers that they stand for.
+        """Check the parameters' values, and return the row that they select with its numbers.
 
         Raises:
             ValueError: a value is no finite number, no choice, or against the row's rule.
@@ -159,7 +165,7 @@ class Activation:
             for value in values:
                 if type(value) is not float or not -inf < value < inf or not value:
                     break
-            else:  # as at nearly every call
+            else:  # the usual case, kept short since it runs at every call
                 return Bound(self, values)  # type: ignore[arg-type]
         row, numbers = self, []
         for parameter, value in zip(self.parameters, values, strict=True):
@@ -177,13 +183,13 @@ class Activation:
         return Bound(row, tuple(numbers))
 
     def values_in(self, values: tuple[float, ...], dtype: torch.dtype) -> tuple[float, ...]:
-        """Return the numbers as the kernels get them for tensors of that dtype."""
+        """Return the numbers that the kernels get for tensors of that dtype."""
         if not self.rounds_parameters:
             return values
         return tuple(torch.tensor(values, dtype=torch.float64).to(dtype).tolist())
 
 
-ROWS: dict[str, Activation] = {}  # by name, which is what a registered operator can be given
+ROWS: dict[str, Activation] = {}  # by name, since an operator's argument can be a string but no row
 _BY_MODULE: dict[type[nn.Module], Activation] = {}
 
 
@@ -192,14 +198,19 @@ def _registered(name: str) -> Activation:
 
 
 def register_activation(row: Activation) -> Activation:
-    """Make a row known to modules, functions, `fuse`, monitors and compilers; return it.
+    """Register an activation of your own for fused functions, modules, `fuse`, monitors and `torch.compile`.
 
     Args:
-        row: whose `forward` and `backward` are Triton functions; see `Activation`.
+        row: the activation, with Triton functions as `forward` and `backward`; see `Activation`.
+
+    Returns:
+        `row`.
 
     Raises:
-        TypeError: it is no `Activation`, or a function that it needs is missing or no Triton function.
-        ValueError: its name is taken or no identifier, its module has a row, or it has three parameters.
+        TypeError: `row` is no `Activation`; `forward` or `backward` is missing, is no Triton function, or
+            takes other arguments; `function` isn't callable, or `saves` is no `Saves`.
+        ValueError: the name is taken or no identifier, the module already has a row, there are more than two
+            parameters, or `Saves.TWO_BITS` has none.
     """
     if not isinstance(row, Activation):
         raise TypeError(f"row must be a fusedact.Activation, but got {type(row).__name__}")
@@ -233,9 +244,13 @@ def add_row(row: Activation) -> Activation:
     if len(row.parameters) > 2:
         raise ValueError(f"parameters of the row {row.name!r}: at most 2, but got {len(row.parameters)}")
     if row.saves is Saves.TWO_BITS and not row.parameters:
-        raise ValueError(f"the row {row.name!r} saves two bits: its first parameter must be the other slope")
+        raise ValueError(
+            f"the row {row.name!r} saves two bits: its first parameter must be the other slope; add it"
+        )
     if row.module in _BY_MODULE:
-        raise ValueError(f"module={row.module!r}: the row {_BY_MODULE[row.module].name!r} has it")
+        raise ValueError(
+            f"module={row.module!r}: the row {_BY_MODULE[row.module].name!r} has it; give another class"
+        )
     ROWS[row.name] = row
     if row.module is not None:
         _BY_MODULE[row.module] = row
@@ -243,7 +258,7 @@ def add_row(row: Activation) -> Activation:
 
 
 def row_of(module: nn.Module) -> Activation | None:
-    """Return the row of modules of exactly that class, None if they are no activation's."""
+    """Return the row of a module's exact class; None if the class is no activation's."""
     return _BY_MODULE.get(type(module))
 
 
@@ -254,6 +269,6 @@ def of_module(module: nn.Module) -> Bound | None:
 
 
 def own_rows() -> tuple[Activation, ...]:
-    """Return the rows with a function and a module of their own: all but those that a parameter selects."""
+    """Return all rows but those that a parameter's choice selects: each has a function and a module."""
     chosen = [row for each in ROWS.values() for p in each.parameters for row in (p.choices or {}).values()]
     return tuple(row for row in ROWS.values() if row not in chosen)

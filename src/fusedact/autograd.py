@@ -14,20 +14,20 @@ from .masks.generator import PhiloxState
 from .masks.plan import scales
 from .watcher import Counter
 
-# Looked up once: they are asked at every call.
+# Looked up once, since every call uses them and a lookup takes host time.
 _empty_like = torch.empty_like
 _grad_enabled = torch.is_grad_enabled
 
 
 class _Call(NamedTuple):
-    """One call.
+    """The facts about one call that forward and backward need.
 
     Attributes:
-        configuration: what it launches.
-        state: its random numbers.
-        inplace: it writes into its input.
-        stride: the input's; None if it is contiguous.
-        counters: who counts from its signs.
+        configuration: the launch configuration.
+        state: the Philox state.
+        inplace: the result is written into the input.
+        stride: the input's stride; None if it is contiguous.
+        counters: the monitors' counters of the input's signs.
     """
 
     configuration: LaunchConfiguration
@@ -44,9 +44,9 @@ def fused(
     inplace: bool,
     counters: tuple[Counter, ...] = (),
 ) -> Tensor:
-    """Run the kernels configured for `input`, with the numbers that were reserved; differentiable."""
+    """Run the kernels configured for `input`, with the reserved random numbers, as a differentiable call."""
     contiguous = input.is_contiguous() and not input.is_neg()
-    if contiguous and not inplace:  # as nearly always, and without what the others need to know
+    if contiguous and not inplace:  # the usual case, which needs none of the checks below
         return _apply(  # type: ignore[no-any-return]
             input, tuple.__new__(_Call, (configuration, state, False, None, counters))
         )
@@ -58,9 +58,9 @@ def fused(
         or configuration.saves_input
         or (input.is_leaf and input.requires_grad and torch.is_grad_enabled())
     ):
-        # The kernel can't write where it stands, backward reads it, or autograd is about to refuse.
+        # The kernel can't overwrite the input, backward reads the input, or autograd is about to refuse.
         return input.copy_(fused(input.clone(), configuration, state, False, counters))
-    # A copy's layout is the one that eager's activation would have given its output.
+    # The copy has the layout that eager's activation would give its output.
     x = input if dense else input.clone(memory_format=torch.preserve_format)
     numbered = x if ordered else x.contiguous()
     output: Tensor = _apply(numbered, _Call(configuration, state, inplace, numbered.stride(), counters))
@@ -68,12 +68,12 @@ def fused(
 
 
 def is_dense(input: Tensor) -> bool:
-    """Whether the tensor's elements fill memory, each once, with the values that are read there."""
+    """Whether the elements fill memory without gaps or overlaps, and memory holds their values."""
     return torch.ops.aten.is_non_overlapping_and_dense.default(input) and not input.is_neg()
 
 
 def ordered_as(input: Tensor, stride: Sequence[int] | None) -> Tensor:
-    """Return `input` with that stride (None: contiguous) and memory of its own: a copy where it hasn't."""
+    """Return `input` if it has that stride (None: contiguous) and real memory, else a copy that has both."""
     ordered = input.is_contiguous() if stride is None else input.stride() == tuple(stride)
     if ordered and not input.is_neg() and not _torch.is_zero(input):
         return input
@@ -83,7 +83,7 @@ def ordered_as(input: Tensor, stride: Sequence[int] | None) -> Tensor:
 
 
 class _Fused(torch.autograd.Function):
-    """Forward and backward kernel, joined by the packed bits."""
+    """The forward and backward kernels as one differentiable function."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, call: _Call) -> Tensor:
@@ -101,7 +101,7 @@ class _Fused(torch.autograd.Function):
             ctx.save_for_backward(kept.bits, y)
         else:
             ctx.save_for_backward(kept.bits)
-        ctx.call = call  # each attribute takes its time
+        ctx.call = call  # one attribute in place of five, since each assignment takes host time
         return y
 
     @staticmethod
@@ -121,11 +121,11 @@ _apply = _torch.quick_apply(_Fused)
 
 
 class _Saved(NamedTuple):
-    """What forward saved, in the layout in which it was saved: hooks may have given it another one.
+    """The tensors that forward saved, in their original layout, which saved-tensor hooks may have changed.
 
     Attributes:
         bits: the packed bits.
-        value: the input or the output, where backward reads it.
+        value: the input or the output, if backward reads it.
     """
 
     bits: Tensor
@@ -159,7 +159,7 @@ def _backward(call: _Call, dy: Tensor, saved: _Saved) -> Tensor:
 
 
 def _composed_backward(call: _Call, dy: Tensor, saved: _Saved) -> Tensor:
-    """Return `_backward`'s result in PyTorch's operations, which can be differentiated again, and batched."""
+    """Compute `_backward`'s result in PyTorch's operations, for second derivatives and batched gradients."""
     configuration, stride = call.configuration, call.stride
     row, values, p, plan = configuration.row, configuration.values, configuration.p, configuration.plan
     keep, *flags = (
@@ -167,7 +167,7 @@ def _composed_backward(call: _Call, dy: Tensor, saved: _Saved) -> Tensor:
         for plane in unpack(saved.bits, dy.shape.numel(), plan)
     )
     if torch.is_grad_enabled() and not dy.requires_grad:
-        # A second derivative of 0, as in eager mode, and not none at all.
+        # So that the second derivative is 0, as in eager mode, and not None.
         dy = dy * torch.ones((), dtype=dy.dtype, device=dy.device, requires_grad=True)
     stored = dy.dtype
     if stored is not torch.float64 and not (row.exact and plan.rng == "eager"):

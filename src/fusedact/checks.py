@@ -1,4 +1,4 @@
-"""Checks of arguments, worded so that a compiler can trace them. Each returns the value that it accepts."""
+"""Checks of arguments, in code that a compiler can trace. Each returns the value that it accepts."""
 
 import math
 import numbers

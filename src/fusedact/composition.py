@@ -1,7 +1,7 @@
 """The contract in plain PyTorch: the eager composition, and its values for a given mask.
 
-`composition` is what every other path must equal, and the path taken where no kernel runs. `forward` and
-`backward` compute on a CPU what a GPU computes for a mask of `fusedact.masks`.
+`composition` is the reference for every other path, and the path of calls that can't run a kernel. `forward`
+and `backward` compute on a CPU the values that a GPU computes for a mask of `fusedact.masks`.
 """
 
 import torch
@@ -20,24 +20,24 @@ def composition(
     training: bool,
     inplace: bool,
 ) -> Tensor:
-    """Return `dropout(act(input), p)`, with `inplace` in the input's buffer."""
+    """Return `dropout(act(input), p)`; `inplace` writes it into the input's buffer."""
     if not inplace:
         value = row.function(input, *values)
         return _dropout(value, p) if training and p > 0 else value
     if row.inplace and type(input) is Tensor and not (input.requires_grad and torch.is_grad_enabled()):
         value = row.function(input, *values, inplace=True)
-        # Dropout isn't in place: on a GPU that would draw another mask.
+        # On a GPU, PyTorch's in-place dropout draws another mask, so dropout runs out of place.
         return input.copy_(_dropout(value, p)) if training and p > 0 else value
-    # Autograd refuses to overwrite what an activation saved, so it saves a copy's. DTensor doesn't know
-    # every activation in place when it is compiled (torch 2.11).
+    # Autograd refuses to overwrite a tensor that an activation saved, so the activation runs on a copy. Under
+    # torch.compile, DTensor lacks some in-place activations (torch 2.11).
     return input.copy_(composition(row, input.clone(), values, p, training, False))
 
 
 def _dropout(value: Tensor, p: float) -> Tensor:
-    """`F.dropout`, which on a CPU would draw the same mask for every shard of a DTensor.
+    """Return `F.dropout(value, p)`, with different masks for the shards of a DTensor on a CPU too.
 
-    DTensor gives each shard its part of the generator's numbers by moving the generator's offset. A
-    CPU's generator has none: there every rank draws the whole tensor's mask and keeps its own part.
+    DTensor gives each shard its part of the generator's numbers by moving the generator's offset. A CPU's
+    generator has no offset. So every rank draws the whole tensor's mask and keeps its own part.
     """
     if type(value) is not Tensor and value.device.type == "cpu" and torch.distributed.is_available():
         from torch.distributed.tensor import DTensor

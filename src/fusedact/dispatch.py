@@ -1,4 +1,4 @@
-"""Which path a call takes: the kernels, the operators that a compiler sees, or PyTorch's own composition."""
+"""The choice of a call's path: kernels, operators that a compiler sees, or PyTorch's own functions."""
 
 import functools
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .kernels.configuration import LaunchConfiguration
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# Looked up once: they are asked at every call.
+# Looked up once, since every call uses them and a lookup takes host time.
 _is_compiling = torch.compiler.is_compiling
 _is_capturing = torch.cuda.is_current_stream_capturing
 _strided = torch.strided
@@ -48,9 +48,9 @@ def activation_dropout(
         training: apply dropout.
         inplace: write the result into the input's buffer.
         rng: the mapping from generator to mask, one of `RNGS`.
-        watchers: who counts what goes in.
+        watchers: the monitors' parts that count the input.
     """
-    if type(p) is not float or not 0.0 <= p <= 1.0:  # these tests are quicker than the calls
+    if type(p) is not float or not 0.0 <= p <= 1.0:  # a call of check_probability takes longer
         p = check_probability(p)
     if type(training) is not bool or type(inplace) is not bool or rng not in RNGS:
         training = check_flag("training", training)
@@ -79,17 +79,17 @@ def by_kernels(
     rng: str,
     watchers: Watchers,
 ) -> Tensor | None:
-    """Return the kernels' result, where they run; None where eager PyTorch must compute it.
+    """Return the kernels' result; None if eager PyTorch must compute it.
 
-    `runs_kernels(input)`, `0 < p < 1`, and all watchers want to be told.
+    The caller has checked `runs_kernels(input)` and `0 < p < 1`, and that all watchers want this call.
     """
     if _current_device() != input.get_device():  # type: ignore[misc]
-        # What follows asks for the current GPU: its generator, its capture, its stream.
+        # The code below uses the current GPU's capture state and stream.
         with torch.cuda.device(input.get_device()):
             return by_kernels(row, input, values, p, inplace, rng, watchers)
     alignment = 16
     if row.saves is Saves.MASK and rng == "eager":
-        # Dropout alone reads the caller's memory, whose alignment and layout its mask depends on.
+        # Without an activation, PyTorch's mask depends on the alignment and layout of the caller's memory.
         address, dense = input.data_ptr(), torch.ops.aten.is_non_overlapping_and_dense.default(input)
         alignment = min(16, address & -address) if dense else 1
     configuration = configured(
@@ -131,9 +131,10 @@ def configured(
     watched: bool = False,
     alignment: int = 16,
 ) -> "LaunchConfiguration | None":
-    """Return what the launches of a call need; None where no kernel can do what is asked.
+    """Return the launch configuration of a call; None if no kernel supports the call.
 
-    That is a parameter beyond float32, a p that rounds to 0, no element, another dtype, no Triton.
+    None stands for a parameter beyond float32, a p that rounds to 0, an empty tensor, another dtype, or a
+    missing Triton.
     """
     used = used_probability(p, rng)
     if used == 0 or n == 0 or dtype not in DTYPES or not kernels.INSTALLED:
@@ -141,7 +142,7 @@ def configured(
     from .kernels.configuration import configure
 
     plan = device_plan(rng, n, dtype.itemsize, device, alignment)
-    # From the output where it tells the sign of the input, and in the dtype doesn't overflow.
+    # Backward reads the output only if it tells the input's sign and doesn't overflow in the dtype.
     from_output = from_output and 0 <= values[0] <= torch.finfo(dtype).max * (1 - used)
     return configure(row, dtype, n, values, used, plan, from_output, watched)
 
@@ -162,7 +163,7 @@ def launches() -> Any:
 
 
 def _counters(watchers: Watchers, input: Tensor, configuration: "LaunchConfiguration") -> tuple[Counter, ...]:
-    """Let all count; return what some have left to count from the bits."""
+    """Tell all watchers of the input; return the counters that still have to read the packed bits."""
     plan = configuration.plan if configuration.has_signs else None
     counters = [watcher(input, plan) for watcher in watchers]
     return tuple(counter for counter in counters if counter is not None)
@@ -188,9 +189,9 @@ def check_rng(rng: str) -> str:
 
 
 def runs_kernels(input: Tensor) -> bool:
-    """Whether the kernels can take `input` here, by its kind and by who else must see the operations."""
+    """Whether the kernels can run on `input`: a plain CUDA tensor, outside of transforms and tracers."""
     # A subclass (DTensor, FakeTensor), a functorch transform, forward-mode differentiation, a tracer
-    # and a compiler need operators they can see.
+    # and a compiler have to see PyTorch operators, and a kernel launch is none.
     return (
         (type(input) is Tensor or type(input) is torch.nn.Parameter)
         and not _is_compiling()
@@ -204,9 +205,9 @@ def runs_kernels(input: Tensor) -> bool:
 
 
 def runs_operators(input: Tensor) -> bool:
-    """Whether a compiler is to be given the operators, by the kind of `input`."""
-    # On a CPU the composition is what a compiler fuses best. Derivatives of functorch and forward mode
-    # don't know of the operators: they would silently be 0. In words that a compiler can trace.
+    """Whether a compiler traces the operators for `input`; the code itself can be traced."""
+    # On a CPU a compiler fuses the composition best. functorch and forward mode have no derivatives for the
+    # operators: these would silently be 0.
     return (
         torch.compiler.is_compiling()
         and input.device.type == operators.DEVICE

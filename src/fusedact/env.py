@@ -1,8 +1,7 @@
-"""`python -m fusedact.env`: versions, the path that calls take on each device, and self-tests on each.
+"""Print a report for bug reports, by `python -m fusedact.env`: versions, paths of calls, self-tests.
 
-On a GPU one of them compares masks of `torch.nn.Dropout` with the oracle's.
-
-For bug reports. It needs no GPU and no Triton; its exit code is 1 if a self-test fails, else 0.
+Each device has its own self-tests. On a GPU one of them compares masks of `torch.nn.Dropout` with the
+oracle's. The command needs no GPU and no Triton. Its exit code is 1 if a self-test fails, else 0.
 """
 
 import platform
@@ -24,7 +23,7 @@ _ELEMENTS, _P = 2**18, 0.3
 
 
 def versions() -> dict[str, str]:
-    """What is installed, on what: a line of text each."""
+    """Return the installed versions, the system and the GPU, a line of text each."""
     return {
         "fusedact": __version__,
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
@@ -40,7 +39,7 @@ def _triton() -> str:
         return "not installed"
     try:
         import triton
-    except Exception as error:  # a broken installation is what a bug report is to say
+    except Exception as error:  # a bug report has to show a broken installation
         return f"installed, but its import fails: {error!r}"
     return str(triton.__version__)
 
@@ -52,7 +51,7 @@ def _built() -> str:
 
 
 def devices() -> list[torch.device]:
-    """The CPU, and each device of the accelerator if PyTorch sees one."""
+    """Return the CPU, and each device of the accelerator if PyTorch sees one."""
     found = [torch.device("cpu")]
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is not None:
@@ -61,7 +60,7 @@ def devices() -> list[torch.device]:
 
 
 def describe(device: torch.device) -> str:
-    """The device's name, and what a GPU's masks depend on."""
+    """Return the device's name, and for a GPU the properties that its masks depend on."""
     if device.type == "cpu":
         return platform.machine() or "unknown"
     if device.type != "cuda":
@@ -73,7 +72,7 @@ def describe(device: torch.device) -> str:
 
 
 def paths(device: torch.device) -> tuple[str, str]:
-    """What a plain call runs on `device`, and what one under `torch.compile` does; if not kernels, why."""
+    """Return the paths of a plain and a compiled call on `device`, with the reason for a fallback."""
     if dispatch.runs_kernels(torch.empty(1, device=device)) and kernels.INSTALLED:
         return "kernels", "operators that launch the kernels"
     why = (
@@ -83,15 +82,15 @@ def paths(device: torch.device) -> tuple[str, str]:
 
 
 def self_test(device: torch.device) -> str:
-    """One forward and backward of every activation against its two PyTorch modules, from the same seed.
+    """Compare forward and backward of every activation with PyTorch's functions, from the same seed.
 
-    Values and gradients must be eager's bits where the row says so, else close.
+    If a row is `exact`, values and gradients must be eager's bits. Otherwise they must be close.
 
     Returns:
         "passed".
 
     Raises:
-        AssertionError: they are not.
+        AssertionError: a value or a gradient differs.
     """
     for row in ROWS.values():
         for dtype in (torch.float32, torch.bfloat16):
@@ -129,7 +128,7 @@ def _compare(row: Activation, x: Tensor) -> None:
 
 
 class Drawn(NamedTuple):
-    """What one `torch.nn.Dropout` kept, and its device's generator: the seed, the offset before and after."""
+    """One mask of `torch.nn.Dropout`, and the generator's seed and its offset before and after the call."""
 
     keep: Tensor
     seed: int
@@ -138,7 +137,7 @@ class Drawn(NamedTuple):
 
 
 def draw(device: torch.device, dtype: torch.dtype) -> Drawn:
-    """One mask of `torch.nn.Dropout` on a GPU, on the CPU."""
+    """Draw one mask of `torch.nn.Dropout` on a GPU; return it on the CPU."""
     generator = torch.cuda.default_generators[torch.device(device).index]
     generator.manual_seed(2**40 + 1)
     generator.set_offset(8)
@@ -150,10 +149,10 @@ def check_masks(device: torch.device) -> str:
     """Compare one mask of `torch.nn.Dropout` per dtype with the oracle's.
 
     Returns:
-        What to say of them.
+        The result as text.
 
     Raises:
-        AssertionError: they differ.
+        AssertionError: a mask or the generator's offset differs.
     """
     for dtype in dispatch.DTYPES:
         drawn = draw(device, dtype)
@@ -171,7 +170,7 @@ def check_masks(device: torch.device) -> str:
 
 
 def checks(device: torch.device) -> dict[str, Callable[[torch.device], str]]:
-    """What is printed of a device, line by line: functions that find it out, by its name."""
+    """Return the lines printed for a device: by name, the functions that compute their text."""
     return {
         "calls": lambda device: paths(device)[0],
         "torch.compile": lambda device: paths(device)[1],
@@ -181,7 +180,7 @@ def checks(device: torch.device) -> dict[str, Callable[[torch.device], str]]:
 
 
 def main() -> int:
-    """Print it all; the exit code."""
+    """Print the report, and return the exit code."""
     for name, value in versions().items():
         print(f"{name:<10}{value}")
     failures = 0

@@ -1,8 +1,8 @@
 """The fused operations as functions: `<name>_dropout` for each row.
 
-Every function computes `dropout(act(input), p)` elementwise. `input` has any shape and strides and
-dtype float16, bfloat16, float32 or float64; the result has the same shape, dtype and layout. On a
-CUDA device with Triton it is one kernel forward and one backward; elsewhere, the eager composition.
+Every function computes `dropout(act(input), p)` elementwise. `input` has any shape and strides, and dtype
+float16, bfloat16, float32 or float64. The result has the same shape, dtype and layout. On a CUDA device with
+Triton, one kernel runs forward and one backward. Elsewhere PyTorch's own functions run.
 """
 
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ from .dispatch import activation_dropout
 
 
 class FusedFunction(Protocol):
-    """What all of them take; the activation's own parameters are `parameters`."""
+    """Type a function of this module; `parameters` are the activation's own, by keyword."""
 
     def __call__(
         self,
@@ -33,13 +33,14 @@ class FusedFunction(Protocol):
 
 
 def fused_function(row: Activation) -> FusedFunction:
-    """Return the fused function of a row, one of `fusedact.functional` or a registered one's.
+    """Make the fused function of a row.
 
     Args:
-        row: the activation.
+        row: the activation, built in or returned by `register_activation`.
 
     Returns:
-        A function `(input, p=0.5, training=True, inplace=False, *, <parameters>, rng="eager")`.
+        A function `(input, p=0.5, training=True, inplace=False, *, <parameters>, rng="eager")`. It returns a
+        tensor of `input`'s shape, dtype and layout; its docstring lists its errors.
     """
     name = f"{'' if row is rows.IDENTITY else row.name + '_'}dropout"
 
@@ -70,7 +71,7 @@ def arguments(row: Activation, name: str, given: dict[str, Any]) -> list[Any]:
     """Return the values of a row's parameters, given or default, in their order.
 
     Raises:
-        TypeError: `name` got one that it doesn't take, or lacks one without a default.
+        TypeError: `given` has an unknown parameter, or lacks one without a default.
     """
     values = [given.get(parameter.name, parameter.default) for parameter in row.parameters]
     unknown = given.keys() - set(row.names)

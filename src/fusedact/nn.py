@@ -1,4 +1,4 @@
-"""The fused operations as modules: drop-in for an activation followed by `torch.nn.Dropout`."""
+"""The fused operations as modules, each in place of an activation followed by `torch.nn.Dropout`."""
 
 from typing import Any, ClassVar
 
@@ -14,23 +14,33 @@ from .watcher import Watchers
 
 
 class FusedActivationDropout(nn.Module):
-    """The base of all fused modules.
+    """Compute an activation and dropout in one kernel each way: the base class of all fused modules.
 
-    A class of one's own names its row: `class FusedStarDropout(FusedActivationDropout, row=STAR): ...`
+    To make a module for an activation of your own, name its row:
+    `class FusedStarDropout(FusedActivationDropout, row=STAR): ...`
 
     Args:
-        p: probability of an element to be zeroed, in [0, 1]. Default: 0.5.
+        p: probability that an element is zeroed, in [0, 1]. The others are scaled by 1 / (1 - p). Default:
+            0.5.
         inplace: write the result into the input's buffer. Default: False.
-        rng: "eager" or "fast", see the functions of `fusedact.functional`. Default: "eager".
-        parameters: the activation's own.
+        rng: the mask, "eager" or "fast"; see the functions of `fusedact.functional`. Default: "eager".
+        parameters: the activation's own parameters, by keyword.
+
+    Shape:
+        Input: any shape and strides; float16, bfloat16, float32 or float64. Output: the same shape, dtype
+        and layout.
+
+    Raises:
+        TypeError: the class has no row, `inplace` is not a bool, or a parameter is unknown or missing.
+        ValueError: `p` is not a number in [0, 1], `rng` has another value, or a parameter breaks its rule.
     """
 
     row: ClassVar[Activation]
-    _bound: ClassVar[Bound | None] = None  # of a row without parameters, which are asked for at every call
-    _watchers: Watchers = ()  # monitors' of this module
+    _bound: ClassVar[Bound | None] = None  # if there are no parameters, bound once, which saves host time
+    _watchers: Watchers = ()  # of the monitors that watch this module
 
     def __init_subclass__(cls, *, row: Activation | None = None, **kwargs: Any) -> None:
-        """Take over a row's signature and documentation."""
+        """Give the subclass its row's signature and docstring."""
         super().__init_subclass__(**kwargs)
         if row is None:  # a subclass of a fused module
             return
@@ -66,8 +76,8 @@ class FusedActivationDropout(nn.Module):
             setattr(self, name, value)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return `dropout(act(input), p)`, in eval `act(input)`; to `torch.fx` it is one node."""
-        if isinstance(input, Proxy):  # as PyTorch's own modules are there
+        """Return `dropout(act(input), p)`, or in eval `act(input)`; `torch.fx` records it as one node."""
+        if isinstance(input, Proxy):  # torch.fx records PyTorch's own modules as one node too
             tracer: Any = input.tracer
             node: Any = tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
             return node
@@ -77,11 +87,11 @@ class FusedActivationDropout(nn.Module):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state for copies and files: monitors watch this module alone."""
+        """Return the state for copies and pickles, without the watchers: monitors watch this module alone."""
         return {name: value for name, value in vars(self).items() if name != "_watchers"}
 
     def extra_repr(self) -> str:
-        """Return the arguments as they are now."""
+        """Return the current arguments, for `repr`."""
         names = ["p", *self.row.names, "inplace", "rng"]
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 

@@ -1,4 +1,4 @@
-"""A hook that only looks, which a fused pair need not give way to."""
+"""A hook that changes nothing, so that a fused pair may run in spite of it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,18 +7,18 @@ from .watcher import Watcher
 
 
 class Observer:
-    """A module's hook that changes nothing; copies of the module have one that does nothing.
+    """A module's hook that changes nothing. In copies of the module it does nothing.
 
     Attributes:
-        look: what it does.
-        watcher: who else may be told of the module's inputs, where a fused pair stands for its call.
+        look: the function that the hook calls.
+        watcher: the watcher to tell of the module's input if a fused pair replaces the module's call.
     """
 
     def __init__(self, look: Callable[..., None] | None = None, watcher: Watcher | None = None) -> None:
         self.look, self.watcher = look, watcher
 
     def __call__(self, *args: Any) -> None:
-        """Look."""
+        """Call `look`."""
         if self.look is not None:
             self.look(*args)
 
@@ -32,6 +32,6 @@ def only_look(hooks: Mapping[int, Any]) -> bool:
 
 
 def watchers(hooks: Mapping[int, Any]) -> tuple[Watcher, ...]:
-    """Who is told by a module's hooks."""
+    """Return the watchers of a module's observers."""
     found = [hook.watcher for hook in hooks.values() if type(hook) is Observer]
     return tuple([watcher for watcher in found if watcher is not None])

@@ -1,4 +1,4 @@
-"""What a compiler sees: two operators, on any strides, whose random numbers come in a tensor."""
+"""The two operators that a compiler sees. They take any strides, and seed and offset as tensors."""
 
 import functools
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ DEVICE = "cuda"  # where a compiler is given the operators
 
 
 def can_compute(row: Activation, values: tuple[float, ...], p: float, rng: str) -> bool:
-    """Whether a kernel can do what is asked, in words that a compiler can trace; see `configure`."""
+    """Whether a kernel supports the call; the code can be traced by a compiler; see `configure`."""
     return used_probability(p, rng) > 0 and all(abs(value) < 3.4e38 for value in values)
 
 
@@ -32,10 +32,10 @@ def activation_dropout(
     rng: str,
     watchers: Watchers,
 ) -> Tensor:
-    """Return `dropout(act(input), p)` by the operators, with numbers drawn wherever the graph runs."""
+    """Return `dropout(act(input), p)` by the operators, with a seed drawn on the device by the graph."""
     state = drawn_on_device(input.device)
     assert state.on_device is not None
-    # What backward reads must not be written over.
+    # Backward reads x, so the result must not overwrite it.
     x = input.clone() if inplace and row.saves is Saves.INPUT else input
     numbers = list(values)
     output, bits, signs = _forward(x, *state.on_device, row.name, numbers, p, rng, watchers != ())
@@ -59,7 +59,7 @@ def _configured(
 
     plan = graph_plan(rng, n, dtype.itemsize)
     result = configure(ROWS[name], dtype, n, values, used_probability(p, rng), plan, watched=watched)
-    assert result is not None  # `can_compute` said so
+    assert result is not None  # `can_compute` has checked it
     return result
 
 
@@ -74,10 +74,11 @@ def _forward(
     rng: str,
     watched: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return `dropout(act(x), p)` in x's layout, made dense, packed bits, and if `watched` the inputs' signs.
+    """Return `dropout(act(x), p)` in x's layout, made dense, the packed bits, and the inputs' signs.
 
-    `seed` and `offset` are int64 tensors of one element on x's device; bits int32 [tiles * planes * 128],
-    signs int32 [tiles * 128], or [0] where there are none or the bits have them.
+    `seed` and `offset` are int64 tensors of one element on x's device. The bits are int32
+    [tiles * planes * 128]. The signs are int32 [tiles * 128] if `watched` and the bits don't have them, else
+    [0].
     """
     from .autograd import ordered_as
     from .kernels import launch
@@ -127,7 +128,7 @@ def _backward(
     p: float,
     rng: str,
 ) -> Tensor:
-    """Return the gradient of x with `stride`, the one of y; `x` is None where the row doesn't save it."""
+    """Return the gradient of x, with y's stride `stride`; `x` is None if the row doesn't save it."""
     from .autograd import ordered_as
     from .kernels import launch
 

@@ -1,4 +1,4 @@
-"""The rows of the activations that PyTorch and Hugging Face have. `Activation` documents each fact."""
+"""The rows of the activations that PyTorch and Hugging Face have. `Activation` documents each field."""
 
 import functools
 import math
@@ -92,7 +92,7 @@ HARDSIGMOID = add_row(
         formula="min(max(x + 3, 0), 6) / 6",
         saves=Saves.ONE_BIT,
         exact=True,
-        slope=0.1666666716337204,  # float32's sixth, by which PyTorch multiplies in float64 too
+        slope=0.1666666716337204,  # 1/6 in float32, since PyTorch multiplies by it in float64 too
         inplace=True,
         dead=lambda: _outside(-3.0, 3.0),
     )
@@ -105,7 +105,7 @@ HARDSHRINK = add_row(
         formula="x if |x| > lambd, else 0",
         saves=Saves.ONE_BIT,
         vanishes=True,
-        parameters=(Parameter("lambd", 0.5, "half the width of the range that becomes 0"),),
+        parameters=(Parameter("lambd", 0.5, "inputs with |x| <= lambd become 0"),),
         exact=True,
         rounds_parameters=True,
         representable=True,
@@ -120,7 +120,7 @@ SOFTSHRINK = add_row(
         formula="sign(x) max(|x| - lambd, 0)",
         saves=Saves.ONE_BIT,
         vanishes=True,
-        parameters=(Parameter("lambd", 0.5, "what |x| loses, at least 0"),),
+        parameters=(Parameter("lambd", 0.5, "the amount subtracted from |x|, at least 0"),),
         rule=lambda lambd: None if lambd >= 0 else "lambd must be at least 0",
         exact=True,
         rounds_parameters=True,
@@ -136,7 +136,7 @@ THRESHOLD = add_row(
         saves=Saves.ONE_BIT,
         parameters=(
             Parameter("threshold", REQUIRED, "the highest input that is replaced"),
-            Parameter("value", REQUIRED, "what replaces it"),
+            Parameter("value", REQUIRED, "the output for the inputs that are replaced"),
         ),
         exact=True,
         rounds_parameters=True,
@@ -165,7 +165,7 @@ ELU = add_row(
         function=F.elu,
         formula="x if x > 0, else alpha (exp(x) - 1)",
         saves=Saves.INPUT,
-        parameters=(Parameter("alpha", 1.0, "minus the limit at -inf, any finite number"),),
+        parameters=(Parameter("alpha", 1.0, "the negated limit at -inf, any finite number"),),
         inplace=True,
         from_output=_elu_from_output,
         dead=lambda alpha: _outside(0.0) if alpha == 0 else (),
@@ -179,7 +179,7 @@ CELU = add_row(
         function=F.celu,
         formula="x if x > 0, else alpha (exp(x / alpha) - 1)",
         saves=Saves.INPUT,
-        parameters=(Parameter("alpha", 1.0, "minus the limit at -inf, any finite number but 0"),),
+        parameters=(Parameter("alpha", 1.0, "the negated limit at -inf, any finite number but 0"),),
         rule=lambda alpha: None if alpha != 0 else "alpha must not be 0, since x is divided by it",
         inplace=True,
         saturated=lambda alpha: _outside(-2.996 * alpha) if alpha > 0 else (),
@@ -251,7 +251,7 @@ SOFTPLUS = add_row(
         saves=Saves.INPUT,
         parameters=(
             Parameter("beta", 1.0, "the slope of the exponent, any finite number but 0"),
-            Parameter("threshold", 20.0, "the highest beta x that the formula is used for"),
+            Parameter("threshold", 20.0, "above this value of beta x, the result is x"),
         ),
         rule=lambda beta, threshold: None if beta != 0 else "beta must not be 0, since it divides the result",
         saturated=lambda beta, threshold: _outside(-2.944 / beta) if beta > 0 else (),

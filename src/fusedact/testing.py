@@ -1,4 +1,4 @@
-"""A test for an activation of one's own: its Triton functions against its PyTorch function."""
+"""A check for an activation of your own: its Triton functions against its PyTorch function."""
 
 import os
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from .masks.generator import PhiloxState
 from .masks.plan import RNGS, eager_plan, fast_plan, used_probability
 
 _P, _SEED, _OFFSET = 0.3, 1234, 8
-_PROCESSORS = (3, 512)  # a small GPU's, whose grid goes round several times
+_PROCESSORS = (3, 512)  # of a small GPU, so that a thread's loop has several iterations
 _SPECIAL = (0.0, -0.0, 1.0, -1.0, 20.0, -20.0, 100.0, -100.0)
 
 
@@ -24,18 +24,19 @@ def check_activation(
 ) -> None:
     """Compare the kernels of a row with its PyTorch function, forward and backward.
 
-    Values, gradients and the mask are compared with both values of `rng`, for finite inputs. It runs on the
-    CUDA device; without one, in Triton's interpreter, for which TRITON_INTERPRET=1 must be set before Triton
-    is imported.
+    Values, gradients and masks are compared for both values of `rng`, on finite inputs. The check runs on the
+    current CUDA device. Without one it runs in Triton's interpreter, for which TRITON_INTERPRET=1 must be set
+    before Triton is imported.
 
     Args:
         row: the activation, registered by `fusedact.register_activation`.
         parameters: values of its parameters, in their order.
-        dtypes: of the tensors.
+        dtypes: the dtypes of the tensors to compare. Default: float16, bfloat16, float32 and float64.
 
     Raises:
-        AssertionError: a result differs; the message names the row, dtype, `rng` and direction.
-        RuntimeError: the kernels can run nowhere.
+        AssertionError: a result differs. The message names the row, dtype, `rng` and direction.
+        RuntimeError: there is no CUDA device, and TRITON_INTERPRET is not 1.
+        ValueError: a parameter breaks its rule.
     """
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError("no CUDA device: set TRITON_INTERPRET=1 before Python starts, for the interpreter")

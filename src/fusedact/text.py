@@ -1,4 +1,4 @@
-"""The text and the signatures that all fused functions and modules share, filled in from a row."""
+"""Docstrings and signatures of all fused functions and modules, filled in from a row."""
 
 import inspect
 from collections.abc import Iterable
@@ -13,10 +13,10 @@ _KEPT = {
     Saves.TWO_BITS: "two bits",
     Saves.INPUT: "one bit and `input`",
 }
-_RNG = """which mask is drawn. "eager": the mask that `torch.nn.Dropout` draws after the same
-        `torch.manual_seed`. "fast": a mask from 16 random bits per element, with `p` rounded to a multiple of
-        2**-16; on a CPU the same as "eager"."""
-_P = "probability of an element to be zeroed, in [0, 1]. The others are scaled by 1 / (1 - p)."
+_RNG = """the mask. "eager": the mask that `torch.nn.Dropout` draws after the same `torch.manual_seed`.
+        "fast": another mask, from 16 random bits per element, with `p` rounded to a multiple of 2**-16; on a
+        CPU the same as "eager"."""
+_P = "probability that an element is zeroed, in [0, 1]. The others are scaled by 1 / (1 - p)."
 
 
 def signature(row: Activation, first: Iterable[inspect.Parameter], returns: object) -> inspect.Signature:
@@ -59,12 +59,12 @@ def of_function(row: Activation) -> str:
 Args:
     input: any shape and strides; float16, bfloat16, float32 or float64.
     p: {_P}
-    training: apply dropout; if False, the result is act(input).
+    training: apply dropout. If False, the result is the activation alone.
     inplace: write the result into `input`'s buffer.
 {_parameters(row)}    rng: {_RNG}
 
 Returns:
-    A tensor of `input`'s shape, dtype and layout.
+    A tensor of `input`'s shape, dtype and layout; `input` itself if `inplace`.
 
 Raises:
     {_raises(row, "`training` or `inplace`")}
@@ -82,7 +82,8 @@ Args:
 {_parameters(row, defaults=True)}    rng: {_RNG} Default: "eager".
 
 Shape:
-    input and output (*), any shape and strides; float16, bfloat16, float32 or float64.
+    Input: any shape and strides; float16, bfloat16, float32 or float64. Output: the same shape, dtype and
+        layout.
 
 Raises:
     {_raises(row, "`inplace`")}
@@ -98,11 +99,12 @@ def _composition(row: Activation) -> str:
 
 
 def _kept(row: Activation) -> str:
-    kept = f"Backward needs {_KEPT[row.saves]} per element."
+    kept = f"Forward keeps {_KEPT[row.saves]} per element for backward."
     if row.from_output is not None:
-        kept += "\n\nIn place it needs one bit and the output, which the next layer keeps anyway."
-    activation = "act" if row.saves is Saves.MASK else row.name
-    return f"{kept}\n\n{activation}(x) = {row.formula}"
+        kept += "\n\nIn place, forward keeps one bit and the output, which the next layer keeps anyway."
+    if row.saves is Saves.MASK:
+        return f"{kept}\n\nThere is no activation: act(x) = {row.formula}."
+    return f"{kept}\n\n{row.name}(x) = {row.formula}"
 
 
 def _modules(row: Activation) -> str:
@@ -125,5 +127,5 @@ def _parameters(row: Activation, defaults: bool = False) -> str:
 def _raises(row: Activation, flags: str) -> str:
     names = " or ".join(f"`{name}`" for name in row.names)
     parameters = f", {names} breaks the rule above" if names else ""
-    return f"""TypeError: `input` is not a dense floating-point tensor, or {flags} is not a bool.
-    ValueError: `p` is not a number in [0, 1]{parameters}, or `rng` has another value."""
+    return f"""TypeError: `input` is not a dense tensor of one of these dtypes, or {flags} is not a bool.
+    ValueError: `p` is not a number in [0, 1]{parameters}, or `rng` is neither "eager" nor "fast"."""

@@ -1,4 +1,4 @@
-"""Who counts what goes into a call: the contract between a call's path and `fusedact.monitor`."""
+"""The contract between a call's path and `fusedact.monitor`, which counts the call's input."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -8,24 +8,27 @@ from torch import Tensor
 from .activations import Activation
 from .masks.plan import Plan
 
-# Counts from a call's signs, once they are there; see `kernels.launch.Kept`.
+# Counts from a call's signs after the launch that writes them; see `kernels.launch.Kept`.
 Counter = Callable[[Tensor], None]
 
 
 class Watcher(Protocol):
-    """One per watched layer."""
+    """Counts the inputs of one watched layer."""
 
     def wants(self, training: bool) -> bool:
-        """Whether it watches such a call."""
+        """Return whether calls in that mode count."""
 
     def computes(self, row: Activation, values: tuple[float, ...]) -> None:
         """Note which activation a call in a fused model's code has, before the call is counted."""
 
     def __call__(self, input: Tensor, plan: Plan | None = None) -> Counter | None:
-        """Count, before `input` may be overwritten; what signs of that plan tell may be left to a counter."""
+        """Count `input`, which the call may overwrite later.
+
+        If signs of that plan will be stored, part of the work may be left to the counter returned.
+        """
 
     def compiled(self, input: Tensor, signs: Tensor, stride: Sequence[int], rng: str) -> None:
-        """Count in a compiler's graph, from the signs that the operator stored of a tensor of that stride."""
+        """Count in a compiler's graph, from the signs that the operator stored for that stride."""
 
 
 Watchers = tuple[Watcher, ...]

@@ -38,6 +38,37 @@ def test_the_example_passes_the_check(example):
     fusedact.testing.check_activation(example["STAR_RELU"], 0.8, -0.4)
 
 
+RAISED = """
+import torch, triton, triton.language as tl
+from fusedact import Activation, Parameter, Saves
+
+@triton.jit
+def raised(x, a, b):
+    return tl.where(x > 0, x, x * a) + 1.0
+
+@triton.jit
+def raised_passes(x, a, b):
+    return x > 0
+
+ROW = Activation(
+    name="raised",
+    function=lambda x, a: torch.where(x > 0, x, x * a) + 1,
+    formula="leaky_relu(x) + 1",
+    saves=Saves.TWO_BITS,
+    parameters=(Parameter("a", 0.1),),
+    forward=raised,
+    backward=raised_passes,
+)
+"""
+
+
+@pytest.mark.usefixtures("device")
+def test_two_bits_may_keep_more_than_a_slope(tmp_path, monkeypatch):
+    (tmp_path / "raised.py").write_text(RAISED)
+    monkeypatch.syspath_prepend(tmp_path)
+    fusedact.testing.check_activation(importlib.import_module("raised").ROW, 0.3)
+
+
 def test_the_example_is_a_module_and_a_function(example):
     cls, row = example["FusedStarReLUDropout"], example["STAR_RELU"]
     layer = cls(0.3, s=0.7)

@@ -1,7 +1,8 @@
-"""PyTorch's own CUDA operators run on CPU tensors over the same memory; Triton's kernels are translated.
+"""PyTorch's CUDA operators, run on CPU tensors over the same memory, and the translation of Triton's kernels.
 
-PyTorch's kernels are machine code, which nobody executes here. So `install` registers another CUDA kernel for
-each ATen operator that has one: it calls the operator's CPU kernel, in the turn of the current stream.
+PyTorch's kernels are machine code, which the simulator can't execute. So `install` registers another CUDA
+kernel for each ATen operator that has one. It calls the operator's CPU kernel, in the order of the current
+stream.
 """
 
 import ctypes
@@ -48,7 +49,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _device(op: OpOverload, tensors: list[Tensor], asked: Any) -> torch.device:
-    """Where the operator runs; on one device only, but for numbers."""
+    """Return the operator's device; all tensors but 0-dim numbers must be on it."""
     if not tensors:
         device = torch.device(asked or "cuda")
         return device if device.index is not None else torch.device("cuda", torch.cuda.current_device())
@@ -62,7 +63,7 @@ def _device(op: OpOverload, tensors: list[Tensor], asked: Any) -> torch.device:
 
 
 def _tensor_of(value: Any) -> Any:
-    """A tensor on the CPU; a number that PyTorch wrapped in a tensor comes unwrapped."""
+    """Return a tensor on the CPU; a number that PyTorch wrapped in a tensor is unwrapped."""
     dtype = _NUMBERS.get(type(value))
     return alias(value) if dtype is None else torch.scalar_tensor(value, dtype=dtype)
 
@@ -118,7 +119,7 @@ class _Emulated:
         return self._pure(call, args, kwargs, device)
 
     def _pure(self, call: Callable[[], Any], args: Any, kwargs: Any, device: torch.device) -> Any:
-        """The results of an operator that writes into no argument."""
+        """Return the results of an operator that writes into no argument."""
         computed: list[Any] = []
         capturing = torch.cuda.is_current_stream_capturing()
         if capturing:
@@ -138,7 +139,7 @@ class _Emulated:
         return back
 
     def _drawing(self, low: Any, named: dict[str, Any], device: torch.device, n: int) -> Callable[[], Any]:
-        """Other numbers than a GPU's, but a function of its generator's state, which advances as it would."""
+        """Draw numbers other than a GPU's, from its generator's state, which advances as on a GPU."""
         numbers = reserve_numbers(
             named.get("generator") or torch.cuda.default_generators[device.index], _increment(device, n)
         )
@@ -164,7 +165,7 @@ class _Emulated:
 
 
 def _increment(device: torch.device, n: int) -> int:
-    """How far PyTorch's kernels that draw `n` numbers, four per call, advance the generator's offset."""
+    """Return by how much PyTorch's kernels that draw `n` numbers, four per call, advance the offset."""
     properties = torch.cuda.get_device_properties(device)
     resident = 256 * properties.multi_processor_count * (properties.max_threads_per_multi_processor // 256)
     threads = min(-(-max(n, 1) // 256) * 256, resident)
@@ -172,7 +173,7 @@ def _increment(device: torch.device, n: int) -> int:
 
 
 def _on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """The first tensor's device is current, as in PyTorch's own kernels."""
+    """Make the first tensor's device current, as PyTorch's own kernels do."""
 
     def guarded(*args: Any, **kwargs: Any) -> Any:
         device = next(t.device for t in _tensors((args, tuple(kwargs.values()))) if t.is_cuda)
@@ -183,7 +184,7 @@ def _on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _copies_memory(to: Tensor, source: Tensor) -> bool:
-    """Whether PyTorch copies by the driver, and not by a kernel."""
+    """Whether PyTorch copies by the driver, not by a kernel."""
     if to.device != source.device:
         return True
     same = to.dtype == source.dtype and to.shape == source.shape
@@ -208,7 +209,7 @@ def _copy_with(real: Any) -> Callable[..., Tensor]:
 
 
 def _translate(module: Any, function: Any, name: str, group: dict[str, str], hash: str) -> None:
-    """Before Triton loads a kernel, its PTX becomes the shared object that the driver looks for."""
+    """Translate a kernel's PTX to the shared object that the driver looks for, before Triton loads it."""
     paths = {Path(path).suffix: Path(path) for path in group.values()}
     image = paths[".cubin"].read_bytes()
     target = Path(os.environ["SIMULATOR_KERNELS"]) / f"{gpu.library.sim_hash(ctypes.c_char_p(image)):016x}.so"
@@ -218,7 +219,7 @@ def _translate(module: Any, function: Any, name: str, group: dict[str, str], has
 
 @functools.cache
 def install() -> torch.library.Library:
-    """Register everything above. Once, before the first launch."""
+    """Register everything above. Call it once, before the first launch."""
     from triton import knobs
 
     knobs.runtime.kernel_load_start_hook.add(_translate)

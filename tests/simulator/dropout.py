@@ -1,4 +1,4 @@
-"""`native_dropout` as PyTorch's CUDA code has it: the mask is the driver's, the arithmetic ATen's."""
+"""`native_dropout` of PyTorch's CUDA code: the driver draws the mask, and ATen does the arithmetic."""
 
 import ctypes
 

@@ -1,4 +1,4 @@
-"""The simulated GPUs as tests see them: what happened, what was wrong, when work runs."""
+"""The interface of the simulated GPUs for tests: events, violations, deferred streams."""
 
 import contextlib
 import ctypes
@@ -16,13 +16,13 @@ library.sim_hash.restype = library.sim_dropout_increment.restype = ctypes.c_uint
 
 
 def events(op: str | None = None) -> list[dict[str, Any]]:
-    """What the driver did since `clear`, in order: launch, operator, copy, load, synchronize, ..."""
+    """Return the driver's events since `clear`, in order: launch, operator, copy, load, synchronize, ..."""
     found = [json.loads(line) for line in library.sim_events().decode().splitlines()]
     return [event for event in found if op in (None, event["op"])]
 
 
 def kernels_of(call: Callable[[], object]) -> list[str]:
-    """The names of the kernels that a call runs, PyTorch's operators among them."""
+    """Return the names of the kernels that a call runs, PyTorch's operators among them."""
     clear()
     call()
     return [e.get("kernel") or e["name"] for e in events() if e["op"] in ("launch", "operator")]
@@ -33,7 +33,7 @@ def clear() -> None:
 
 
 def violations() -> list[str]:
-    """What a GPU would have refused, or not noticed, in this test."""
+    """Return this test's errors, those that a real GPU refuses and those that it doesn't notice."""
     return library.sim_violations().decode().splitlines()
 
 
@@ -43,7 +43,7 @@ def forget_violations() -> None:
 
 @contextlib.contextmanager
 def provoked(pattern: str) -> Iterator[None]:
-    """What is done here has to be a violation, which fails no test."""
+    """Require a violation in this context; it doesn't fail the test."""
     earlier = violations()
     try:
         yield
@@ -58,7 +58,7 @@ def provoked(pattern: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Work on a stream runs only when somebody waits for it, as late as a GPU may run it."""
+    """Delay each stream's work until a caller waits for it, as late as a GPU may run it."""
     library.sim_defer(1)
     try:
         yield

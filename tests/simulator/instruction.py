@@ -1,4 +1,4 @@
-"""One PTX instruction on many rows of operands, run by its translation."""
+"""Runs the translation of one PTX instruction on many rows of operands."""
 
 import ctypes
 import shutil
@@ -43,7 +43,7 @@ def run_kernel(text: str, folder: Path, threads: int, *tensors: torch.Tensor) ->
 
 
 def results(instruction: str, inputs: Sequence[str], out: str, rows: Rows, folder: Path) -> list[int]:
-    """The bits of %d, of type `out`, for each row of %a, %b, %c, of types `inputs`."""
+    """Return the bits of %d, of type `out`, for each row of %a, %b, %c, of types `inputs`."""
     named = list(zip(("%a", "%b", "%c"), inputs, strict=False))
     registers = " ".join(f".reg .{kind} {name};" for name, kind in named)
     loads = " ".join(f"ld.global.{kind} {name}, [%rd1+{8 * i}];" for i, (name, kind) in enumerate(named))

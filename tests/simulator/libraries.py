@@ -1,7 +1,7 @@
-"""The simulated GPU's shared libraries: where they can be built, how, and the environment that loads them.
+"""The simulated GPU's shared libraries: requirements, build, and the environment that loads them.
 
-They are built once into a folder of the user's cache, whose name is a hash of all that they are made of. They
-have to be loaded before PyTorch's own, so they run in a process of their own: `python -m tests.simulator`.
+They are built once into a folder of the user's cache, whose name is a hash of all their sources. They have to
+be loaded before PyTorch's own, so they run in a process of their own: `python -m tests.simulator`.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ def _minor(package: str) -> str:
 
 
 def _folder_of(package: str) -> Path:
-    """Where a package is, without importing it."""
+    """Return a package's folder without importing the package."""
     return Path(importlib.util.find_spec(package).submodule_search_locations[0])
 
 
@@ -50,7 +50,7 @@ def _headers() -> list[Path]:
 
 
 def unavailable() -> str | None:
-    """Why there can't be a simulated GPU here, or None."""
+    """Return the reason why GPUs can't be simulated here, or None."""
     import torch
 
     if torch.version.cuda is None:
@@ -76,7 +76,7 @@ def _cache() -> Path:
 
 
 def _sources() -> list[Path]:
-    """Of the libraries, without headers."""
+    """Return the libraries' sources, without headers."""
     return [path for path in sorted((_HERE / "driver").iterdir()) if path.suffix in (".c", ".cpp")]
 
 
@@ -96,7 +96,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 @functools.cache
 def build() -> Path:
-    """The folder of the libraries, made by whichever process comes first."""
+    """Return the folder of the libraries; the first process builds them."""
     cache = _cache()
     sources = _hash(Path(__file__), *sorted((_HERE / "driver").iterdir()))
     key = f"torch{version('torch')}-triton{version('triton')}-{sources}"
@@ -142,7 +142,7 @@ def _build_into(folder: Path) -> None:
     libcuda = folder / "libcuda.so.1"
     _run("g++", "-shared", *driver, "-Wl,-soname,libcuda.so.1", "-o", libcuda, "-ldl", "-lpthread")
     file, functions = _imported()
-    # What PyTorch imports, and these sources don't define, says so when it is called.
+    # A function that PyTorch imports and these sources lack is an error only when it is called.
     defined = _run("nm", "--defined-only", "--format=posix", *runtime)
     named = folder / "named_runtime.c"
     named.write_text(
@@ -164,7 +164,7 @@ def _build_into(folder: Path) -> None:
 
 
 def environment() -> dict[str, str]:
-    """For a process whose GPUs are simulated. It inherits settings, such as SIMULATOR_MULTIPROCESSORS=132."""
+    """Return the environment of a process with simulated GPUs; it inherits the SIMULATOR_ settings."""
     folder = build()
     cuda, runtime = folder / "libcuda.so.1", next(folder.glob("libcudart.so.*"))
     kernels = _cache() / f"kernels-{_hash(*sorted((_HERE / 'ptx').glob('*.*')))}"
@@ -185,7 +185,7 @@ def environment() -> dict[str, str]:
         "TRITON_LIBCUDA_PATH": str(folder),
         "TORCHINDUCTOR_CACHE_DIR": str(_cache() / "inductor"),
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
-        # It would load cubins past Triton, whose hook translates them.
+        # It would load cubins without Triton's hook, which translates the kernels.
         "TORCHINDUCTOR_USE_STATIC_CUDA_LAUNCHER": "0",
         "TORCHINDUCTOR_USE_STATIC_TRITON_LAUNCHER": "0",
     }

@@ -1,4 +1,4 @@
-"""CPU tensors over a simulated GPU's memory, work in the turn of a stream, numbers of a GPU's generator."""
+"""CPU tensors over a simulated GPU's memory, work in a stream's order, and a GPU generator's numbers."""
 
 import ctypes
 import functools
@@ -16,7 +16,7 @@ _captured = []  # callbacks of graphs, which may be replayed as long as the proc
 
 
 def alias(value: Any) -> Any:
-    """A CPU tensor over a CUDA tensor's memory, which it doesn't own. Anything else as it is."""
+    """Return a CPU tensor over a CUDA tensor's memory, which it doesn't own; other values unchanged."""
     if not isinstance(value, Tensor) or not value.is_cuda:
         return value
     if value.numel() == 0:
@@ -29,7 +29,7 @@ def alias(value: Any) -> Any:
 
 
 def upload(value: Any, device: torch.device) -> Any:
-    """A CUDA tensor with a CPU tensor's values and strides. Anything else as it is."""
+    """Return a CUDA tensor with a CPU tensor's values and strides; other values unchanged."""
     if not isinstance(value, Tensor):
         return value
     result = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
@@ -38,7 +38,7 @@ def upload(value: Any, device: torch.device) -> Any:
 
 
 def in_turn(name: str, device: torch.device, work: Callable[[], None]) -> None:
-    """Run `work` in its turn on the device's current stream; at every replay, if that captures."""
+    """Run `work` in the order of the device's current stream, or if it captures, at every replay."""
     with torch.cuda.device(device), torch.no_grad():
         stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
         if torch.cuda.is_current_stream_capturing():
@@ -59,7 +59,7 @@ def in_turn(name: str, device: torch.device, work: Callable[[], None]) -> None:
 
 
 class _PhiloxCudaState(ctypes.Structure):
-    """ATen's, as a capture has it: seed and offset are addresses in device memory; each replay fills them."""
+    """ATen's struct in a capture: seed and offset are device addresses, which each replay fills."""
 
     _fields_ = (
         *((name, ctypes.c_uint64) for name in ("seed", "offset", "within")),
@@ -69,7 +69,7 @@ class _PhiloxCudaState(ctypes.Structure):
 
 @functools.cache
 def _philox_cuda_state() -> Any:
-    """The function that PyTorch's own kernels reserve their numbers with."""
+    """Return the function with which PyTorch's own kernels reserve their numbers."""
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cuda.so"))
     found = library._ZN2at17CUDAGeneratorImpl17philox_cuda_stateEm
     found.argtypes, found.restype = [ctypes.c_void_p, ctypes.c_uint64], _PhiloxCudaState
@@ -77,7 +77,7 @@ def _philox_cuda_state() -> Any:
 
 
 def reserve_numbers(generator: torch.Generator, increment: int) -> Callable[[], tuple[int, int]]:
-    """Advance the generator. Returns a function that gives seed and offset, at a replay that replay's."""
+    """Advance the generator; return a function that gives seed and offset, in a replay the replay's."""
     if torch.cuda.is_current_stream_capturing():
         # A Python generator is an object's header and the address of its implementation.
         implementation = ctypes.c_void_p.from_address(id(generator) + object.__basicsize__)

@@ -1,7 +1,7 @@
-"""pytest -p tests.simulator.plugin: simulated GPUs are there before any test, and a violation fails its test.
+"""pytest -p tests.simulator.plugin: provide simulated GPUs before any test, and fail a test on a violation.
 
-Only tests that run on a GPU are kept: those that ask for the fixture `cuda` or `device`, or have "cuda" for a
-parameter, and those in gpu_tests.
+Only tests that run on a GPU are kept. They use the fixture `cuda` or `device`, have "cuda" as a parameter, or
+are in gpu_tests.
 """
 
 from collections.abc import Iterator

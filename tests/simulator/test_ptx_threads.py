@@ -1,4 +1,4 @@
-"""The translation of PTX: threads that tell each other something, wrong accesses, what isn't covered."""
+"""The translation of PTX: exchange between threads, wrong accesses, unsupported instructions."""
 
 import pytest
 import torch

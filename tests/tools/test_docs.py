@@ -224,8 +224,8 @@ def test_paths_in_sentences_exist():
 
 
 def test_drawing_is_to_scale():
-    """It shows ReLU in bfloat16, so b = 2 in the README's table of bytes."""
-    rows = re.findall(r"^\| (eager ReLU \+ dropout|fused, 1 bit) \|(.*)\|$", README, re.MULTILINE)
+    """It shows ReLU in bfloat16, so b = 2 in the table of bytes."""
+    rows = re.findall(r"^\| (eager ReLU \+ dropout|fused, 1 bit) \|(.*)\|$", PAGES["speed.md"], re.MULTILINE)
     expected = {
         f"{row.split()[0].strip(',')}-{way}": eval(re.sub(r"(\d)b", r"\1*b", cell), {"b": 2})
         for row, cells in rows

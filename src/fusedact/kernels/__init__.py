@@ -1,4 +1,4 @@
-"""The Triton kernels, and how they are launched. Only this module and `counted` don't import Triton."""
+"""The Triton kernels and their launches. Only this module and `counted` don't import Triton."""
 
 import importlib.util
 

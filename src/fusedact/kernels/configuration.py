@@ -1,4 +1,4 @@
-"""What the launches for one layer and size need, worked out once; the shapes of grids and packed bits."""
+"""Launch configurations, computed once per layer and size, and the shapes of grids and packed bits."""
 
 import functools
 import struct
@@ -28,12 +28,12 @@ WARPS = COLUMNS // (64 if torch.version.hip else 32)  # a thread for each column
 
 
 def planes(row: Activation) -> int:
-    """Return how many bits per element forward packs."""
+    """Return the number of bits per element that forward packs."""
     return 2 if row.saves is Saves.TWO_BITS else 1
 
 
 def grid(n: int, plan: Plan) -> Grid:
-    """Return the programs along each axis; of eager, the first covers its threads, the others its loop."""
+    """Return the programs along each axis. For eager, the first covers the threads, the others the loop."""
     if plan.rng == "fast":
         return triton.cdiv(n, TILE), 1, 1
     threads = 256 * plan.blocks
@@ -64,24 +64,24 @@ def in_tiles(n: int, plan: Plan) -> bool:
 
 
 class LaunchConfiguration(NamedTuple):
-    """All that the launches for one layer and size need and no call changes. It holds no device memory.
+    """Everything that the launches for one layer and size need and no call changes, but for device memory.
 
     Attributes:
         row: the activation.
         values: its numbers.
-        p: the probability that is used.
-        plan: how the kernels walk the tensor.
+        p: the dropout probability that the mapping uses.
+        plan: the way in which the kernels walk the tensor.
         saves_input: backward reads forward's input.
         saves_output: backward reads forward's output.
-        has_signs: forward's packed bits, or others beside them, tell which inputs are positive.
-        stores_signs: it is others beside them.
-        grid: of both kernels.
-        bits_shape: of the packed bits, int32 [programs, planes, COLUMNS].
-        bits_stride: theirs.
-        forward: with numbers from the host.
-        in_graphs: forward with numbers from device memory.
-        backward: the kernel of the gradient.
-        walk: n and blocks, which both kernels take first.
+        has_signs: forward stores which inputs are positive, in the packed bits or beside them.
+        stores_signs: forward stores them beside the packed bits.
+        grid: the grid of both kernels.
+        bits_shape: the shape of the packed bits, int32 [programs, planes, COLUMNS].
+        bits_stride: the stride of the packed bits.
+        forward: the forward kernel that takes seed and offset as scalars.
+        in_graphs: the forward kernel that loads seed and offset from device memory.
+        backward: the backward kernel.
+        walk: n and blocks, the first scalars of both kernels.
         forward_scalars: threshold, scale, a and b, see `_scalars`.
         backward_scalars: n, blocks, scale, its inverse, a and b, see `_scalars`.
     """
@@ -115,10 +115,10 @@ def configure(
     from_output: bool = False,
     watched: bool = False,
 ) -> LaunchConfiguration | None:
-    """Return what the launches need; None where float32 can't hold a parameter.
+    """Return the launch configuration; None if float32 can't hold a parameter.
 
-    With `from_output` backward reads forward's output in place of its input. If the call is `watched` and
-    the bits are `in_tiles`, forward tells its inputs' signs too.
+    With `from_output`, backward reads forward's output in place of its input. If the call is `watched` and
+    the bits are `in_tiles`, forward stores its inputs' signs too.
     """
     double = dtype is torch.float64
     scale = scales(p, double)
@@ -131,7 +131,7 @@ def configure(
     programs, iterations, rounds = shape = grid(n, plan)
     has_signs = watched and in_tiles(n, plan)
     stores_signs = has_signs and row.saves is not Saves.TWO_BITS
-    kind = Plan(plan.rng, plan.vec, plan.lanes, 0, 0)  # what the kernel is compiled for
+    kind = Plan(plan.rng, plan.vec, plan.lanes, 0, 0)  # the fields that the compiled code depends on
     count = planes(row)
     return LaunchConfiguration(
         row=row,
@@ -155,9 +155,10 @@ def configure(
 
 
 def _scalars(double: bool, *numbers: float) -> tuple[float | int, ...]:
-    """The numbers as the kernels take them; OverflowError beyond float32.
+    """Return the numbers as the kernels take them; raise OverflowError beyond float32.
 
-    First as float32, then as integers of float64's bits; 0 where the other is what the kernels read.
+    The numbers come twice: first as float32, then as the bits of float64 in integers. The kernels read one of
+    the two, and the other is 0.
     """
     nothing = (0,) * len(numbers)
     if double:
@@ -175,9 +176,14 @@ def packs() -> bool:
 
 
 def constants(row: Activation, dtype: torch.dtype, plan: Plan, unit: bool, rounds: bool) -> dict[str, Any]:
-    """Return the compile-time arguments that both kernels have, and their options.
+    """Return the compile-time arguments and options of both kernels.
 
-    `unit`: the first parameter is 1. `rounds`: eager's bits need the rounding between activation and dropout.
+    Args:
+        row: the activation.
+        dtype: the tensor's dtype.
+        plan: see `Plan`.
+        unit: the first parameter is 1.
+        rounds: the kernel rounds to the dtype between activation and dropout, as eager does.
     """
     arithmetic = tl.float64 if dtype is torch.float64 else tl.float32
     return {
@@ -190,7 +196,7 @@ def constants(row: Activation, dtype: torch.dtype, plan: Plan, unit: bool, round
         "VEC": plan.vec,
         "LANES": plan.lanes,
         "COLUMNS": COLUMNS,
-        # What the source says is what runs, as in the interpreter: it asks for each fused multiplication.
+        # The source asks for each FMA by itself, so that the interpreter computes the same as a GPU.
         "enable_fp_fusion": False,
         "num_warps": WARPS,
     }
@@ -199,7 +205,7 @@ def constants(row: Activation, dtype: torch.dtype, plan: Plan, unit: bool, round
 def forward_constants(
     row: Activation, dtype: torch.dtype, plan: Plan, unit: bool, in_graphs: bool
 ) -> dict[str, Any]:
-    """Return forward's compile-time arguments: for graphs, or for numbers that the host gives."""
+    """Return forward's compile-time arguments; `in_graphs` takes seed and offset from device memory."""
     passes = row.saves in (Saves.ONE_BIT, Saves.TWO_BITS)
     host = {} if in_graphs else {"seed_ptr": None, "offset_ptr": None}
     return {
@@ -207,6 +213,8 @@ def forward_constants(
         "FORWARD": forward_function(row, dtype),
         "VANISHES": row.vanishes,
         "CLAMPS": row.clamps,
+        # The derivative is 1 or a, and x times it is act(x).
+        "LINEAR": row.saves is Saves.TWO_BITS and row.homogeneous,
         "PASSES": (row.backward or named(f"{row.name}_passes", dtype)) if passes else None,
         **host,
     }
@@ -222,7 +230,7 @@ def backward_constants(
     elif row.saves is Saves.INPUT:
         what = "gradient" if row.own_gradient else "derivative"
         function = row.backward or named(f"{row.name}_{what}", dtype)
-    # Where the gradient is one product, the store rounds it.
+    # If the gradient is one product, the store is the only rounding, as in eager mode.
     one_product = row.saves is Saves.MASK or (row.saves is Saves.ONE_BIT and row.slope == 1)
     return {
         **constants(row, dtype, plan, unit, row.exact and not one_product),
@@ -239,7 +247,7 @@ def forward_function(row: Activation, dtype: torch.dtype) -> Any:
 
 
 def named(name: str, dtype: torch.dtype) -> Any:
-    """Return the Triton function of that name in the form that is made for the dtype."""
+    """Return the Triton function of that name, in the quickest form that suffices for the dtype."""
     forms = [mathematics]
     if dtype.itemsize == 2:
         forms.insert(0, half)
@@ -252,7 +260,7 @@ def named(name: str, dtype: torch.dtype) -> Any:
 def _forward_kernel(
     row: Activation, dtype: torch.dtype, plan: Plan, unit: bool, in_graphs: bool, stores_signs: bool
 ) -> Kernel:
-    # `stores_signs` makes another kernel of the same constants: one pointer is there or not.
+    # `stores_signs` is part of the key though not of the constants: it decides whether a pointer is None.
     other = None if in_graphs else _forward_kernel(row, dtype, plan, unit, True, stores_signs)
     return Kernel(forward_kernel, forward_constants(row, dtype, plan, unit, in_graphs), other)
 

@@ -1,18 +1,20 @@
-"""What the monitor's kernels read of an input, what they count of it, and in which rows they add it."""
+"""Types of the monitor's kernels: the samples that they read, the figures, and the rows of counts."""
 
 import enum
 from typing import NamedTuple
 
 
 class Row(enum.IntEnum):
-    """The rows of a tally's counts. Each has a number of its own, then one for each unit.
+    """The rows of a tally's counts. A row has one number for the layer, then one number per unit.
+
+    In the list below a semicolon separates the layer's number from the unit's.
 
     FIRED: samples; positive inputs.
-    ALIVE: calls; inputs outside the activation's dead ranges, of rows that positive inputs don't tell.
-    NAN: samples that were checked for values that aren't finite; inputs that are NaN.
-    INFINITE: 0; of the samples checked, inputs that are infinite.
+    ALIVE: calls; inputs outside the activation's dead ranges, if positive inputs don't tell dead units.
+    NAN: samples that were checked for NaN and infinities; inputs that are NaN.
+    INFINITE: 0; infinite inputs of the samples checked.
     SATURATED: samples that were read for |h|; saturated inputs.
-    LEFT_OUT: 0; of the samples read, those whose input or h isn't finite, which `activity` leaves out.
+    LEFT_OUT: 0; samples read whose input or h isn't finite, and which `activity` leaves out.
     """
 
     FIRED = 0
@@ -24,7 +26,7 @@ class Row(enum.IntEnum):
 
 
 class Shape(NamedTuple):
-    """A dense input as it lies in memory."""
+    """The shape [outer, units, inner] of a dense input in memory order."""
 
     outer: int
     units: int
@@ -32,14 +34,14 @@ class Shape(NamedTuple):
 
 
 class Sampling(NamedTuple):
-    """Which samples of an input are read.
+    """The choice of samples that are read from an input.
 
     Attributes:
         shape: of the input.
-        run: samples that are read together: one, or after a convolution, where inner is above 1, at most
-            that many consecutive positions.
+        run: samples that are read together: one, or after a convolution (inner above 1) at most that many
+            consecutive positions.
         stride: every stride-th run is read.
-        samples: how many samples these runs have.
+        samples: the number of samples in these runs.
     """
 
     shape: Shape
@@ -49,7 +51,7 @@ class Sampling(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """What is counted of the samples that are read: see `Row`.
+    """The figures that one launch counts; see `Row`.
 
     Attributes:
         fired: positive inputs, and inputs that aren't dead.

@@ -1,8 +1,8 @@
 """The two kernels, activation + dropout forward and backward, for every activation, dtype and mapping.
 
-`tiles` says how they walk a tensor. Arithmetic is float32, or float64 for float64 tensors. STORED is the
-dtype to which eager PyTorch rounds between activation and dropout, where its bits are wanted; else it is
-the arithmetic's own, which rounds nothing.
+`tiles` describes the walk through a tensor. Arithmetic is float32, or float64 for float64 tensors. To give
+eager's bits, a kernel rounds to STORED between activation and dropout, as eager PyTorch does. Otherwise
+STORED is the arithmetic's own dtype, which rounds nothing.
 
 The fast mapping's Philox call makes 8 numbers of 16 bits, for 4 consecutive elements and the 4 that lie
 TILE / 2 further.
@@ -20,10 +20,11 @@ FAST_ROUNDS: tl.constexpr = tl.constexpr(7)  # of Philox; eager's are PyTorch's 
 
 @triton.jit
 def _number(single, double, ARITHMETIC: tl.constexpr):
-    """A number of the arithmetic type: `single`, or for float64 the one whose 64 bits `double` has.
+    """Return a number of the arithmetic type: `single`, or for float64 the number with the 64 bits `double`.
 
-    A float argument reaches a kernel as float32. An integer without an annotation has a type that depends on
-    its value. float32 does not travel as bits too, since ptxas makes more instructions of those.
+    A float argument reaches a kernel as float32, so float64 is passed as bits. float32 is passed as it is,
+    since ptxas makes more instructions of bits. All are annotated: without, an integer's type depends on its
+    value.
     """
     number = single
     if tl.float64 == ARITHMETIC:
@@ -33,7 +34,7 @@ def _number(single, double, ARITHMETIC: tl.constexpr):
 
 @triton.jit
 def _parameter(single, double, ARITHMETIC: tl.constexpr, UNIT: tl.constexpr):
-    """An activation's parameter; as a constant where UNIT says that it is 1, which saves products."""
+    """Return an activation's parameter, as a constant if it is 1 (UNIT), which saves products."""
     return tl.full([], 1.0, ARITHMETIC) if UNIT else _number(single, double, ARITHMETIC)
 
 
@@ -53,16 +54,16 @@ def _gradient(
     STORED: tl.constexpr,
     PACKED: tl.constexpr,
 ):
-    """dy * (scale if keep else 0) * act'(x); where eager's bits are wanted, STORED rounds between the two."""
+    """Return dy * (scale if keep else 0) * act'(x), rounded to STORED between the two products."""
     if SAVES == "one_bit":
-        # A dead element's gradient is 0 in eager mode, whatever dy is; a dropped one's is dy * 0. The bit
-        # can't tell which this is, and a select decides for 0. A select after the product would be
-        # moved behind the rounding to a half precision, where it costs more.
+        # In eager mode a dead element's gradient is 0 for any dy, and a dropped element's is dy * 0. The bit
+        # can't tell the two apart, so a select gives 0 for both. The compiler would move a select after the
+        # product behind the rounding to half precision, where it costs more.
         dx = tl.where(keep, dy, 0.0) * scale
         if SLOPE != 1.0:
             dx = rounded(dx, STORED, PACKED) * SLOPE
     else:
-        # A product and no select: a dropped inf or NaN is NaN in eager mode.
+        # A product, not a select: in eager mode a dropped inf or NaN gives NaN.
         dx = rounded(dy * tl.where(keep, scale, 0.0), STORED, PACKED)
         if SAVES == "two_bits":
             dx = tl.where(flag, dx, dx * a)
@@ -75,14 +76,14 @@ def _gradient(
 
 @triton.jit
 def _sum(words, number):
-    """The 64-bit number whose low and high word are given, plus another, in words again."""
+    """Add to the 64-bit number in two words, low and high; return the sum in two words."""
     number += (words[1].to(tl.uint64) << 32) + words[0]
     return number.to(tl.uint32), (number >> 32).to(tl.uint32)
 
 
 @triton.jit
 def _eager_words(g, k, first, key, call, LANES: tl.constexpr, COLUMNS: tl.constexpr):
-    """Per lane, the 32 random bits that PyTorch's dropout kernel compares with the keep probability."""
+    """Return per lane the 32 random bits that PyTorch's dropout kernel compares with the keep probability."""
     idx = (first + g * COLUMNS + tl.arange(0, COLUMNS)).to(tl.uint32)
     zero = tl.zeros_like(idx)
     number = (call[1].to(tl.uint64) << 32) + call[0] + k.to(tl.uint64) * (2 if LANES == 8 else 1)
@@ -95,8 +96,8 @@ def _eager_words(g, k, first, key, call, LANES: tl.constexpr, COLUMNS: tl.conste
 
 @triton.jit
 def _fast_words(g, key, call, LANES: tl.constexpr, COLUMNS: tl.constexpr):
-    """Per lane 32 random bits: the high half for group g, the low one for the group TILE / 2 further."""
-    # 8 COLUMNS = TILE / 4 numbers of 4 elements each; half of them have a Philox call of their own.
+    """Return 32 bits per lane: the high half for group g, the low half for the group TILE / 2 further on."""
+    # A tile has 8 COLUMNS quads of 4 elements. Half of them have a Philox call of their own.
     quad = g * COLUMNS + tl.arange(0, COLUMNS)
     quads = tl.program_id(0).to(tl.int64) * (4 * COLUMNS)
     low = quads.to(tl.uint32)
@@ -156,6 +157,7 @@ def forward_kernel(
     PASSES: tl.constexpr,
     VANISHES: tl.constexpr,
     CLAMPS: tl.constexpr,
+    LINEAR: tl.constexpr,
     SAVES: tl.constexpr,
     UNIT: tl.constexpr,
     ARITHMETIC: tl.constexpr,
@@ -166,15 +168,16 @@ def forward_kernel(
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """y = act(x) * (scale if kept else 0), and the bits that backward needs.
+    """Store y = act(x) * (scale if kept else 0), and the bits that backward needs.
 
-    The random numbers' key is the seed and the first of their counters the call, in two words each. What
-    a graph may not hold as a number, since it is another at every replay, is read from memory and added: a
-    seed, and a generator's offset, 4 to a call. Where both pointers are None, nothing is compiled for them.
+    Philox's key is the seed, and the first half of its counter is the call's number, in two words each. CUDA
+    graphs bake scalars in, so a seed and a generator's offset are also loaded from device memory and added. A
+    call's number is the offset divided by 4. If both pointers are None, the loads aren't compiled.
 
-    A plane of (x > 0), for who counts them, goes to `signs_ptr` where that isn't None.
+    If `signs_ptr` isn't None, a plane of (x > 0) is stored there for a monitor.
 
-    VANISHES: where the gradient doesn't pass, act(x) is 0, and it doesn't matter whether dropout keeps it.
+    VANISHES: if the gradient doesn't pass, act(x) is 0, so it doesn't matter whether dropout keeps the
+    element. CLAMPS: act(x) is x or a constant. LINEAR: it is x if the gradient passes, else a x.
 
     Bytes per element of b bytes: 2 b, and 1/8 for each plane of bits.
     """
@@ -182,7 +185,7 @@ def forward_kernel(
     STEP: tl.constexpr = COLUMNS if VEC == 1 and not FAST else COLUMNS * LANES
     SAVES_FLAG: tl.constexpr = SAVES == "two_bits"
     PACKS_FLAG: tl.constexpr = SAVES == "one_bit" and not VANISHES
-    # Packed before the product, the bits of half precisions need fewer predicates at a time; others' don't.
+    # In half precision, bits packed before the product need fewer predicates at a time.
     EARLY: tl.constexpr = LANES == 8
     k, first, base, left = origin(n, blocks, FAST, VEC, LANES, COLUMNS)
     offsets = offsets_of(blocks, FAST, VEC, LANES, COLUMNS)
@@ -191,7 +194,7 @@ def forward_kernel(
     scale = _number(scale, scale_64, ARITHMETIC)
     a = _parameter(a, a_64, ARITHMETIC, UNIT)
     b = _number(b, b_64, ARITHMETIC)
-    # In the interpreter an integer's type goes by its value.
+    # In the interpreter an integer's type depends on its value.
     key = (seed_low.to(tl.uint32), seed_high.to(tl.uint32))
     call = (call_low.to(tl.uint32), call_high.to(tl.uint32))
     if seed_ptr is not None:
@@ -233,14 +236,13 @@ def forward_kernel(
             flags = split(PASSES(x, a, b), COLUMNS, LANES)
         if EARLY:
             kept = with_bits(kept, keeps, g, LANES)
-        if SAVES_FLAG:
-            wide = widened(xs[g], ARITHMETIC, PACKED)
-            y = rounded(tl.where(flag, wide, wide * a), STORED, PACKED)
+        if LINEAR:
+            y = rounded(tl.where(flag, x, x * a), STORED, PACKED)
         elif CLAMPS:
             y = widened(FORWARD(x, a, b).to(xs[g].dtype), ARITHMETIC, PACKED)
         else:
             y = rounded(FORWARD(x, a, b), STORED, False)
-        # A product and no select: a dropped inf or NaN is NaN in eager mode.
+        # A product, not a select: in eager mode a dropped inf or NaN gives NaN.
         y *= tl.where(keep, scale, 0.0)
         inside = inside_of(g, offsets, first, left, blocks, FAST, VEC, LANES, COLUMNS)
         tl.store(y_ptr + g * STEP + offsets, y.to(y_ptr.dtype.element_ty), mask=inside)

@@ -1,4 +1,4 @@
-"""From tensors to launches of the two kernels, and nothing of autograd.
+"""Launches of the two kernels for given tensors, without autograd.
 
 Kernels launch on the tensor's own GPU; a CPU tensor is for Triton's interpreter.
 """
@@ -15,11 +15,11 @@ from .tiles import COLUMNS
 
 
 class Kept(NamedTuple):
-    """What forward tells of its input.
+    """The bits that forward stores.
 
     Attributes:
         bits: the packed bits, int32 [programs, planes, COLUMNS].
-        signs: a tensor like them whose last plane says which inputs are positive; None if nobody asked.
+        signs: a tensor of the same kind whose last plane is the positive mask; None if it wasn't requested.
     """
 
     bits: Tensor
@@ -27,7 +27,7 @@ class Kept(NamedTuple):
 
 
 def forward(configuration: LaunchConfiguration, x: Tensor, y: Tensor, state: PhiloxState) -> Kept:
-    """Write y = dropout(act(x), p), and return what is kept; `x` and `y` dense in the same layout."""
+    """Write y = dropout(act(x), p), and return the bits; `x` and `y` are dense in the same layout."""
     c = configuration
     bits = _torch.empty_int32(c.bits_shape, c.bits_stride, x)
     if not c.has_signs:
@@ -66,10 +66,10 @@ def forward_into(
 def backward(
     configuration: LaunchConfiguration, dy: Tensor, saved: Tensor | None, bits: Tensor, dx: Tensor
 ) -> bool:
-    """Write dx from dy, the packed bits and what was saved of x or y; all dense in the same layout.
+    """Write dx from dy, the packed bits and the saved x or y, all dense in the same layout.
 
     Returns:
-        False if it can't: a graph captures, and the kernel has not been loaded before.
+        False if a graph captures and the kernel isn't loaded, so that nothing was launched.
     """
     c = configuration
     if c.backward(c.grid, (dy, saved, bits, dx), c.backward_scalars):
@@ -79,6 +79,6 @@ def backward(
 
 
 def ready_to_capture(configuration: LaunchConfiguration, device: int, differentiable: bool) -> bool:
-    """Whether a graph can launch forward, and backward if that may follow: nothing is left to load."""
+    """Whether a graph's capture can launch forward, and if `differentiable` backward, without loading."""
     c = configuration
     return c.in_graphs.loaded(device) and (not differentiable or c.backward.loaded(device))

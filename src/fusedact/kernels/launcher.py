@@ -1,4 +1,4 @@
-"""Launches of Triton kernels with little host time: on the tensors' own GPU, also while a graph captures."""
+"""Launches of Triton kernels with little host time, on the tensors' GPU, and in a graph's capture too."""
 
 from typing import Any
 
@@ -18,11 +18,12 @@ _KNOWN_LAUNCHER = (3, 6) <= tuple(int(part) for part in triton.__version__.split
 class Kernel:
     """A kernel with its compile-time arguments, launched on the GPU of its tensors.
 
-    `kernel[grid](...)` works out on every call what can't change between calls, which takes longer than
-    the kernel of a small tensor. This asks Triton once per GPU and alignment of the pointers (of what
-    is left, Triton specialises nothing) and from then on calls what Triton compiled. Where Triton is
-    to see every launch (hooks, debug modes, the interpreter), or is of a version whose launcher may
-    differ, it does.
+    Triton's `kernel[grid](...)` repeats the same work on every call, which takes longer than the kernel of a
+    small tensor. This class asks Triton for the compiled kernel once per GPU and alignment of the pointers,
+    since Triton specialises these kernels by nothing else. Later calls go to the compiled kernel directly.
+
+    If Triton has to see every launch (hooks, debug modes, the interpreter), every call goes through Triton.
+    So it does if the launcher of this version of Triton isn't known.
     """
 
     def __init__(self, function: Any, constants: dict[str, Any], in_graphs: "Kernel | None" = None) -> None:
@@ -51,7 +52,7 @@ class Kernel:
         if _torch.current_device() != device:  # type: ignore[misc]
             with torch.cuda.device(device):
                 return self(grid, tensors, scalars)
-        # As JITFunction.run has it: the metadata and the two hooks are a profiler's, and there is none.
+        # As in JITFunction.run. The metadata and the two hooks are for a profiler, and there is none.
         compiled.run(
             *grid,
             _torch.current_stream(device),  # type: ignore[misc]
@@ -78,7 +79,7 @@ class Kernel:
                 kernel._load(device, grid, tensors, scalars)
 
     def _load(self, device: int, grid: Grid, tensors: tuple[Any, ...], scalars: tuple[Any, ...]) -> None:
-        """Compile and load for aligned pointers; those after the scalars are to int64."""
+        """Compile and load for aligned pointers. Pointers after the scalars are to int64."""
         pointers = [tensor if tensor is None else tensor.dtype for tensor in tensors]
         rest = [torch.int64] * (len(self._function.arg_names) - len((*tensors, *scalars, *self._rest)))
         loaded = self._function.warmup(*pointers, *scalars, *rest, grid=grid, **self._constants)
@@ -90,19 +91,19 @@ class Kernel:
 
 
 class _Compiled:
-    """What a launch needs of a kernel that Triton compiled and loaded."""
+    """The parts of a compiled and loaded kernel that a launch needs."""
 
     __slots__ = ("function", "metadata", "owner", "run")
 
     def __init__(self, compiled: Any) -> None:
-        self.run = compiled.run  # a property, which loads the rest
+        self.run = compiled.run  # reading this property loads the other attributes
         self.function = compiled.function
         self.metadata = compiled.packed_metadata
-        self.owner = compiled  # whose end unloads the function
+        self.owner = compiled  # kept alive, since its end unloads the function
 
 
 def _key(device: int, tensors: tuple[Tensor | None, ...]) -> Any:
-    """The GPU alone, or with the pointers that are no multiples of 16: Triton specialises by them."""
+    """Return the GPU, and any misaligned pointers, since Triton specialises by multiples of 16."""
     addresses = 0
     for tensor in tensors:
         if tensor is not None:

@@ -1,16 +1,17 @@
-"""The monitor's two kernels: per unit they count what fires, isn't finite or saturates, and add up |h|.
+"""The monitor's two kernels. Per unit they count firing, non-finite and saturated inputs, and add up |h|.
 
-A dense input is [outer, units, inner] in memory: units stand last where inner is 1, and before a
-convolution's positions otherwise. Counts are 64-bit integers; `fusedact.kernels.counted.Row` describes them.
+A dense input is [outer, units, inner] in memory. Units are the last axis if inner is 1. Otherwise they
+precede a convolution's positions. Counts are 64-bit integers; `fusedact.kernels.counted.Row` describes them.
 
-- `fired_kernel` reads one bit per element. After `period` = units * inner elements the units are the same
-  again, so tiles of the packed bits that are a multiple of it apart have the same units at the same places.
-  A program adds up such tiles bit by bit, 32 elements to an instruction: a plane of words holds the sums'
-  ones, another their twos, and so on. At the end it takes the sums out and adds them to the units'.
-- `input_kernel` reads the input, or every stride-th run of it: a run is a sample's units, or of a
-  convolution's output the units at some consecutive positions, so that what is read stands together. A
-  program takes a tile of units by samples, its last axis the one along which memory runs, and ROUNDS such
-  tiles. |h| is added up in float32 within a program (float64 for float64), in float64 over programs.
+- `fired_kernel` reads one bit per element. The units repeat after `period` = units * inner elements. So tiles
+  of the packed bits whose distance is a multiple of the period have the same units at the same positions. A
+  program adds up such tiles bit by bit, 32 elements to an instruction. One plane of words holds the sums'
+  ones, another their twos, and so on. At the end the program takes the sums out and adds them to the units'
+  counts.
+- `input_kernel` reads the input, or every stride-th run of it. A run is a sample's units. After a convolution
+  it is the units at some consecutive positions, so that reads are contiguous. A program takes ROUNDS tiles of
+  units by samples, whose last axis is contiguous in memory. Within a program |h| is added up in float32
+  (float64 for float64), and over programs in float64.
 """
 
 import functools
@@ -30,9 +31,9 @@ from .counted import Figures, Row, Sampling, Shape
 from .launcher import Kernel, capturing
 from .tiles import COLUMNS, TILE
 
-ROUNDS = 16  # below 256: a program counts four things in the bytes of a word
+ROUNDS = 16  # below 256, since a program keeps four counts in the bytes of a word
 INPUT_TILE = 2048
-# In fewer tiles with the same units, to take the sums out costs more than to read the input.
+# With fewer tiles of the same units, adding up the sums costs more than reading the input.
 SHORTEST = 4
 LONGEST = 248  # the most multiple of 8 that 8 planes can count
 _PROGRAMS = 256  # about two for each multiprocessor of a large GPU
@@ -41,7 +42,7 @@ _AXIS = 65535  # programs along a grid's second and third axis
 
 @triton.jit
 def _add(a, b, c):
-    """The sums of three bits each, as words of their ones and of their twos."""
+    """Add three bits in each position; return the words of the sums' ones and of their twos."""
     odd = a ^ b
     return odd ^ c, (a & b) | (odd & c)
 
@@ -63,10 +64,11 @@ def fired_kernel(
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Add to counts [1 + units] the number of samples and each unit's bits that are set.
+    """Add the number of samples, and each unit's number of set bits, to counts [1 + units].
 
-    Words stand in memory as `dropout.forward_kernel` stores them, those of a tile STEP words after the last
-    one's; n elements exist. Tiles that are `chains` apart have the same units. ALIKE: so have all groups.
+    `dropout.forward_kernel` has stored the words for n elements. A tile's words begin STEP words after those
+    of the tile before. Tiles that are `chains` apart have the same units. ALIKE: all groups have the same
+    units.
 
     Bytes per element: 1/8.
     """
@@ -74,7 +76,7 @@ def fired_kernel(
     SPAN: tl.constexpr = COLUMNS * LANES  # elements of a group
     columns = tl.arange(0, COLUMNS)
     first = tl.program_id(0) + tl.program_id(1).to(tl.int64) * rounds * chains
-    # What stands beyond the end, forward leaves undefined.
+    # Forward leaves the bits beyond the end undefined.
     left = (n - (tiles - 1).to(tl.int64) * (32 * COLUMNS)).to(tl.int32)
     zero = tl.zeros([COLUMNS], tl.int32)
     existing = zero
@@ -86,7 +88,7 @@ def fired_kernel(
     words_ptr += first * STEP + columns
     behind = (tiles - 1 - first).to(tl.int32) + zero  # tiles after this one
     done = 0
-    while done < rounds:  # range() of an argument is more than the interpreter of Triton 3.6 can do
+    while done < rounds:  # the interpreter of Triton 3.6 can't run range() of an argument
         done += 8
         w = ()  # all loads are under way before the first addition
         for _ in tl.static_range(8):
@@ -150,7 +152,7 @@ _LEFT_OUT: tl.constexpr = tl.constexpr(int(Row.LEFT_OUT))
 
 @triton.jit
 def _within(x, RANGES: tl.constexpr):
-    """Whether x is in one of two ranges, both ends included; the second may be empty."""
+    """Return whether x is in one of two ranges, both ends included; the second may be empty."""
     found = (x >= RANGES[0]) & (x <= RANGES[1])
     if RANGES[2] <= RANGES[3]:
         found |= (x >= RANGES[2]) & (x <= RANGES[3])
@@ -190,7 +192,7 @@ def input_kernel(
     ROUNDS: tl.constexpr,
     ARITHMETIC: tl.constexpr,
 ):
-    """Add up every stride-th run: the figures of `Figures`, in the rows of counts [6, 1 + units] of `Row`.
+    """Count the figures of every stride-th run, and add them to the rows of counts [6, 1 + units]; see `Row`.
 
     DEAD and SATURATED are two ranges each, as (low, high, low, high), or None.
 
@@ -258,7 +260,7 @@ def input_kernel(
 
 @functools.lru_cache(maxsize=4096)
 def _fired(n: int, units: int, inner: int, planes: int, lanes: int) -> tuple[Any, ...] | None:
-    """Kernel, grid and scalars; None where sums would be taken out of too few tiles, or beyond a grid."""
+    """Return kernel, grid and scalars; None if too few tiles share their units, or the grid is too large."""
     period = units * inner
     tiles, chains = triton.cdiv(n, TILE), period // math.gcd(period, TILE)
     longest = triton.cdiv(tiles, chains)
@@ -287,7 +289,7 @@ def _fired_kernel(step: int, units_last: bool, alike: bool, lanes: int) -> Kerne
 
 
 def fired_counter(row: Activation, n: int, plan: Plan, shape: Shape, counts: Tensor) -> Counter | None:
-    """Return what counts positive inputs and samples, given a call's signs; None if it can't."""
+    """Return a function that counts samples and positive inputs from signs; None if no kernel can."""
     stored = planes(row)
     launch = _fired(n, shape.units, shape.inner, stored, plan.lanes) if in_tiles(n, plan) else None
     if launch is None or not _free(launch[0], counts):
@@ -318,7 +320,7 @@ def _input(
     stride: int,
     figures: Figures,
 ) -> _Launch | None:
-    """What a launch needs; None beyond what a grid or float32 can hold."""
+    """Return the launch; None if the grid is too large, or float32 can't hold a parameter."""
     outer, units, inner = shape
     pieces = triton.cdiv(inner, run)
     runs = triton.cdiv(outer * pieces, stride)
@@ -367,7 +369,7 @@ def _input_kernel(
 
 
 def _two(ranges: Ranges) -> tuple[float, ...] | None:
-    """At most two ranges as four numbers; None for no range."""
+    """Return at most two ranges as four numbers; None for no range."""
     return (*ranges[0], *(ranges[1] if len(ranges) > 1 else (math.inf, -math.inf))) if ranges else None
 
 
@@ -383,5 +385,5 @@ def count_input(
 
 
 def _free(kernel: Kernel, tensor: Tensor) -> bool:
-    """Whether it can be launched now: nothing can be loaded while a graph is captured."""
+    """Whether `kernel` can be launched now; while a graph is captured, only if it is loaded."""
     return not capturing(tensor) or kernel.loaded(tensor.get_device())

@@ -9,11 +9,11 @@ import triton.language as tl
 
 @triton.jit
 def philox4x32(c0, c1, c2, c3, key, ROUNDS: tl.constexpr):
-    """Four words of 32 random bits for the counter (c0, c1, c2, c3) and the key's two words, all uint32.
+    """Return four words of 32 random bits for a counter (c0, c1, c2, c3) and a key of two words, all uint32.
 
-    `tl.philox` has the same values. This one multiplies in 64 bits, so that both halves of a
-    product come from one instruction, and leaves each counter word the shape it has: words that
-    are scalars cost the scalar path until the rounds have mixed them with the others.
+    `tl.philox` gives the same values. This function multiplies in 64 bits, so that one instruction gives both
+    halves of a product. It also leaves each counter word its shape: scalar words are computed on the scalar
+    path until the rounds mix them with the others.
     """
     key0 = key[0]
     key1 = key[1]

@@ -1,16 +1,17 @@
 """Special functions in float32 and float64, at least as accurate as CUDA's own.
 
-Triton's own do not suffice in float32:
+Triton's own aren't accurate enough in float32:
 
-- `tl.exp` rounds x log2(e), and so loses |x| units in the last place.
-- `tl.erf` leads to a normal distribution's tail by 1 + erf(x), which cancels.
-- expm1, log1p and tanh are in libdevice alone, which the interpreter lacks.
-- A quotient takes 8 instructions, for divisors of any size. `divide` takes 6, and is more accurate.
+- `tl.exp` rounds x log2(e), and so loses up to |x| units in the last place.
+- `tl.erf` gives a normal distribution's tail as 1 + erf(x), which cancels.
+- expm1, log1p and tanh exist only in libdevice, which the interpreter lacks.
+- A division takes 8 instructions, for divisors of any size. `divide` takes 6, and is more accurate.
 
-In float64 speed is of no concern. `tl.exp`, `tl.log` and `tl.erf` are accurate, the rest follows from them.
+In float64 speed doesn't matter. `tl.exp`, `tl.log` and `tl.erf` are accurate, and the other functions use
+them.
 
-Of the hardware's approximations only exp2 and rsqrt are used, by names that every backend has. Constants
-enter a float64 sum by * and +: Triton 3.6 rounds those in `tl.fma` to float32.
+Of the hardware's approximations only exp2 and rsqrt are used, by names that every backend has. In float64 a
+constant is multiplied and added by * and +, since Triton 3.6 rounds constants in `tl.fma` to float32.
 """
 
 import triton
@@ -21,8 +22,8 @@ _LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 # Adding 1.5 * 2^23 (2^52) rounds to an integer and leaves it in the lowest bits.
 _ROUND_32: tl.constexpr = tl.constexpr(12582912.0)
 _ROUND_64: tl.constexpr = tl.constexpr(6755399441055744.0)
-# What float32 lacks of log2(e) and of ln 2. ln 2 in float64 has two parts, the high one with so few bits that
-# its product with any exponent is exact.
+# The rounding errors of log2(e) and ln 2 in float32. In float64 ln 2 is split in two: the high part has so
+# few bits that its product with any exponent is exact.
 _LOG2E_REST: tl.constexpr = tl.constexpr(1.925963033500609e-08)
 _LN2_REST: tl.constexpr = tl.constexpr(-1.904654323148236e-09)
 _LN2_HIGH: tl.constexpr = tl.constexpr(0.6931471803691238)
@@ -31,7 +32,7 @@ _LN2_LOW: tl.constexpr = tl.constexpr(1.9082149292705877e-10)
 
 @triton.jit
 def product(x, a, REST: tl.constexpr = 0.0):
-    """Return x * (a + REST) in two parts: x * a rounded, and what that lacks (0 where it isn't small)."""
+    """Return x * (a + REST) in two parts: x * a rounded, and the rounding error (0 for large products)."""
     z = x * a
     low = tl.fma(x, a, -z) if REST == 0.0 else tl.fma(x, a, -z) + x * REST
     return z, tl.where(tl.abs(z) < 1024.0, low, 0.0)
@@ -41,8 +42,8 @@ def product(x, a, REST: tl.constexpr = 0.0):
 def exp(x, low=None, SHIFT: tl.constexpr = 0):
     """Return the exponential of x + low, times 2^SHIFT, subnormal results included.
 
-    low is what x lacks of a longer number. A SHIFT keeps small results from becoming subnormal, where they
-    have fewer bits: to multiply by 2^-SHIFT is the caller's last step.
+    low is the rounding error of x. A SHIFT keeps small results from becoming subnormal, where they have fewer
+    bits. The caller multiplies by 2^-SHIFT as its last step.
     """
     if x.dtype == tl.float64:
         result = tl.exp(x) * 2.0**SHIFT
@@ -108,10 +109,10 @@ def expm1(x):
 
 @triton.jit
 def softplus(x, low=None):
-    """Return log(1 + exp(x)); low is what x lacks of a longer number.
+    """Return log(1 + exp(x)); low is the rounding error of x.
 
-    It is x + log(1 + exp(-x)) for x > 0. That cancels nothing, but where both terms count and have errors,
-    log(2) + x / 2 + log(cosh(x / 2)), whose last term is small, is more accurate.
+    For x > 0 it equals x + log(1 + exp(-x)), in which nothing cancels. For small |x| both terms matter and
+    have errors. There log(2) + x / 2 + log(cosh(x / 2)) is more accurate, since its last term is small.
     """
     positive = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
     if low is None:
@@ -120,9 +121,9 @@ def softplus(x, low=None):
         e = exp(-tl.abs(x), tl.where(x < 0, low, -low))
     if x.dtype == tl.float64:
         u = 1.0 + e
-        result = positive + (tl.log(u) + (e - (u - 1.0)) / u)  # the last term is what 1 + e has lost
+        result = positive + (tl.log(u) + (e - (u - 1.0)) / u)  # the last term is the rounding error of 1 + e
     else:
-        # log(1 + e) = e + e^2 q for e < 1 / e(uler), fitted for the least relative error, 2^-27.5.
+        # log(1 + e) = e + e^2 q for e < exp(-1), fitted for the least relative error, 2^-27.5.
         q = tl.fma(e, 0.05332949757575989, -0.13104568421840668)
         q = tl.fma(q, e, 0.19221261143684387)
         q = tl.fma(q, e, -0.2490982860326767)
@@ -164,7 +165,7 @@ def divide(n, d):
 
 @triton.jit
 def sigmoid(x, low=None):
-    """Return 1 / (1 + exp(-x)); low is what x lacks of a longer number."""
+    """Return 1 / (1 + exp(-x)); low is the rounding error of x."""
     if low is not None:
         low = tl.where(x < 0, low, -low)
     e = exp(-tl.abs(x), low)
@@ -175,8 +176,8 @@ def sigmoid(x, low=None):
 def logistic(x, low=None, SHIFT: tl.constexpr = 0):
     """Return 2^s / (1 + exp(-x)), 1 / (1 + exp(x)) and 2^-s; s is SHIFT for x < 0 and 0 for others.
 
-    They come from exp(-|x|), which never overflows, so that neither loses its relative accuracy. Low is
-    what x lacks of a longer number.
+    They are computed from exp(-|x|), which never overflows, so both keep their relative accuracy. low is the
+    rounding error of x.
     """
     negative = x < 0
     if low is not None:

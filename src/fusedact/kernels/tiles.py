@@ -1,12 +1,12 @@
-"""How a program walks its tile: places, bounds, lanes and packed bits, for both kernels.
+"""The walk of a program through its tile, for both kernels: positions, bounds, lanes and packed bits.
 
-A program owns COLUMNS columns of 32 elements, one column per thread: GROUPS groups of LANES elements,
-each group one 16-byte access. A column's bits make one 32-bit word, the first element's bit the highest.
-Everything between the loads and the stores stands lane by lane, in tensors of one dimension, or in tiles
-joined of those. They have the layout in which the random numbers are drawn and the accesses are made, so
-that nothing moves between threads (docs/kernels.md).
+A program owns COLUMNS columns of 32 elements, one column per thread. A column has GROUPS groups of LANES
+elements, and a thread reads a group in one 16-byte access. A column's bits make one 32-bit word, in which the
+first element has the highest bit. Between the loads and the stores, all values are tensors of one dimension
+per lane, or tiles joined from them. Random numbers and accesses have the same layout, so nothing moves
+between threads (docs/kernels.md).
 
-Which elements a program owns is the mapping's:
+The mapping decides the elements that a program owns:
 
 - eager follows the loop of PyTorch's own dropout kernel, whose masks it reproduces. With
   T = 256 * blocks threads, iteration k and thread idx, the elements are
@@ -28,9 +28,9 @@ TILE = COLUMNS * WORD
 
 @triton.jit
 def origin(n, blocks, FAST: tl.constexpr, VEC: tl.constexpr, LANES: tl.constexpr, COLUMNS: tl.constexpr):
-    """Eager's iteration, this program's first idx in it, its first element, and how many there are from it.
+    """Return eager's iteration k, this program's first idx, its first element and the elements left from it.
 
-    Elements are counted in 64 bits, and from the first one on in 32.
+    The first element's position has 64 bits. Positions relative to it have 32.
     """
     if FAST:
         k = 0
@@ -52,7 +52,7 @@ def origin(n, blocks, FAST: tl.constexpr, VEC: tl.constexpr, LANES: tl.constexpr
 
 @triton.jit
 def offsets_of(blocks, FAST: tl.constexpr, VEC: tl.constexpr, LANES: tl.constexpr, COLUMNS: tl.constexpr):
-    """Where group 0's elements are, from the program's first one: [COLUMNS, LANES]."""
+    """Return the positions of group 0's elements, relative to the program's first one: [COLUMNS, LANES]."""
     columns = tl.arange(0, COLUMNS)[:, None]
     lane = tl.arange(0, LANES)[None, :]
     return columns + lane * (blocks * 256) if VEC == 1 and not FAST else columns * LANES + lane
@@ -70,7 +70,7 @@ def inside_of(
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Which elements of group g exist; where n is a multiple of VEC, all of an access or none."""
+    """Return which elements of group g exist. If VEC > 1, one check serves a whole access."""
     if VEC > 1:
         inside = (tl.arange(0, COLUMNS) * LANES < left - g * COLUMNS * LANES)[:, None]
     elif FAST:
@@ -83,7 +83,7 @@ def inside_of(
 
 @triton.jit
 def joined(lanes, COLUMNS: tl.constexpr, LANES: tl.constexpr):
-    """LANES tensors [COLUMNS] as one tile [COLUMNS, LANES]; moves nothing."""
+    """Join LANES tensors [COLUMNS] to one tile [COLUMNS, LANES], without moving data between threads."""
     # A join makes its arguments neighbours along a new last axis, so the last join is the lowest
     # bit of the lane.
     if LANES == 2:
@@ -99,7 +99,7 @@ def joined(lanes, COLUMNS: tl.constexpr, LANES: tl.constexpr):
 
 @triton.jit
 def split(tile, COLUMNS: tl.constexpr, LANES: tl.constexpr):
-    """The inverse of `joined`."""
+    """Split a tile into its lanes, the inverse of `joined`."""
     if LANES == 2:
         lanes = tl.split(tile)
     elif LANES == 4:
@@ -121,7 +121,7 @@ def split(tile, COLUMNS: tl.constexpr, LANES: tl.constexpr):
 
 @triton.jit
 def with_bits(words, bits, g: tl.constexpr, LANES: tl.constexpr):
-    """Return the words with group g's bits, given lane by lane, added: the first element's is the highest."""
+    """Return the words with group g's bits added, given by lane; the first element's bit is the highest."""
     for lane in tl.static_range(LANES):
         # As a signed number the highest bit is -2^31.
         words = tl.where(
@@ -132,7 +132,7 @@ def with_bits(words, bits, g: tl.constexpr, LANES: tl.constexpr):
 
 @triton.jit
 def unpack(words, g, COLUMNS: tl.constexpr, LANES: tl.constexpr):
-    """Group g's bits as a tile of booleans."""
+    """Return group g's bits as a tile of booleans."""
     bits = ()
     for lane in tl.static_range(LANES):
         bits = bits + (((words << (g * LANES + lane)) < 0),)
@@ -141,6 +141,6 @@ def unpack(words, g, COLUMNS: tl.constexpr, LANES: tl.constexpr):
 
 @triton.jit
 def word_offsets(k, plane, PLANES: tl.constexpr, COLUMNS: tl.constexpr):
-    """Offsets of this program's words in the packed bits: its planes stand beside each other."""
+    """Return the offsets of this program's words of one plane; a program's planes are adjacent."""
     program = tl.program_id(0) + tl.num_programs(0).to(tl.int64) * k
     return (program * PLANES + plane) * COLUMNS + tl.arange(0, COLUMNS)

@@ -8,17 +8,17 @@ from torch import Tensor
 
 from .plan import Plan
 
-_lock = threading.Lock()  # two of our calls on one GPU, in two threads, must not share numbers
+_lock = threading.Lock()  # so that fused calls in two threads don't get the same numbers
 
 
 class PhiloxState(NamedTuple):
-    """Where one call's random numbers begin.
+    """The start of one call's random numbers.
 
     Attributes:
         seed: in [0, 2**64).
-        offset: the generator's before the call, a multiple of 4.
-        on_device: for CUDA graphs, which bake host numbers in: a seed and an offset that the kernel adds,
-            int64 tensors of one element in device memory. None outside of graphs.
+        offset: the generator's offset before the call, a multiple of 4.
+        on_device: a seed and an offset that the kernel adds, int64 tensors of one element in device memory.
+            CUDA graphs need them, since a graph bakes scalars in. None outside of graphs.
     """
 
     seed: int
@@ -38,9 +38,9 @@ def reserve(device: int, plan: Plan) -> PhiloxState:
 
 
 def reserve_in_capture(device: int, plan: Plan) -> PhiloxState:
-    """Reserve other numbers at every replay of the CUDA graph that is being captured.
+    """Reserve fresh numbers for every replay of the CUDA graph that is being captured.
 
-    From torch 2.14 on they are those that `torch.nn.Dropout` would have had in its place.
+    From torch 2.14 on they are the numbers that `torch.nn.Dropout` would get.
     """
     generator = torch.cuda.default_generators[device]
     if not hasattr(generator, "philox_state"):

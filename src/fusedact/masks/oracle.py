@@ -1,4 +1,4 @@
-"""The masks of any GPU, computed on a CPU in plain PyTorch: what the kernels' masks are held against."""
+"""The masks of any GPU, computed on a CPU in plain PyTorch: the reference for the kernels' masks."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from .plan import Plan
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int, rounds: int = 10) -> list[Tensor]:
-    """Philox4x32 (Salmon et al., SC 2011): four words for each counter.
+    """Compute Philox4x32 (Salmon et al., SC 2011): four words for each counter.
 
     Words are int64 tensors with values in [0, 2**32); `seed` is the 64-bit key.
     """
@@ -25,10 +25,10 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int, rounds
 
 
 def eager_words(e: Tensor, plan: Plan, seed: int, offset: int) -> Tensor:
-    """The random words that PyTorch's dropout kernel gives the elements at `e`.
+    """Return the random words that PyTorch's dropout kernel gives the elements at the positions `e`.
 
-    `e` are places in memory; at vec 1, in the tensor's logical (row-major) order. Places and words are int64
-    tensors of one dimension; words are in [0, 2**32).
+    Positions count in memory order, or at vec 1 in the tensor's logical (row-major) order. Positions and
+    words are int64 tensors of one dimension. Words are in [0, 2**32).
     """
     threads = 256 * plan.blocks
     if plan.vec == 1:
@@ -53,22 +53,25 @@ def eager_mask(
     threads_per_multiprocessor: int,
     alignment: int = 16,
 ) -> Tensor:
-    """Which elements `torch.nn.Dropout(p)` keeps on a GPU: bool [n], in memory order.
-
-    Where the plan's vec is 1 (an odd n, say), in the tensor's logical order.
+    """Compute the elements that `torch.nn.Dropout(p)` keeps on a GPU.
 
     Args:
-        n: elements of a dense tensor, at least 1.
-        p: probability of dropping an element, 0 < p < 1.
-        dtype: of the tensor.
+        n: number of elements of a dense tensor, at least 1.
+        p: probability that an element is dropped, 0 < p < 1.
+        dtype: the tensor's dtype.
         seed: the generator's `initial_seed()`.
-        offset: the generator's `get_offset()` before the call.
-        multiprocessors: of the GPU (`multi_processor_count`).
-        threads_per_multiprocessor: resident on it (`max_threads_per_multi_processor`).
-        alignment: in bytes, of the pointer that dropout reads; 16 for an activation's new output.
+        offset: the generator's `get_offset()` before the call, a multiple of 4.
+        multiprocessors: the GPU's `multi_processor_count`.
+        threads_per_multiprocessor: the GPU's `max_threads_per_multi_processor`.
+        alignment: of the pointer that dropout reads, in bytes, a power of 2. An activation's new output is
+            aligned to 16.
+
+    Returns:
+        bool [n], true where an element is kept, in memory order. If PyTorch's kernel doesn't vectorise (an
+        odd n, say), in the tensor's logical (row-major) order.
 
     Raises:
-        ValueError: `n`, `p` or `alignment` has a value that isn't allowed.
+        ValueError: `n` is below 1, `p` not in (0, 1), or `alignment` no power of 2.
     """
     _check_mask(n, p)
     if alignment < 1 or alignment & (alignment - 1):
@@ -86,11 +89,11 @@ def _check_mask(n: int, p: float) -> None:
 
 
 def fast_numbers(e: Tensor, seed: int, offset: int) -> Tensor:
-    """The random 16 bits that the fast mapping gives the elements at `e`, places in memory.
+    """Return the 16 random bits that the fast mapping gives the elements at the positions `e` in memory.
 
-    Tiles of 4096 elements have 512 Philox4x32-7 counters; each has 4 words for 4 consecutive elements
-    of the tile's first half (a word's high 16 bits) and for those 2048 further (its low ones). Both
-    are int64 tensors of one dimension; numbers are in [0, 2**16).
+    A tile of 4096 elements has 512 Philox4x32-7 counters. Each counter gives 4 words. Their high 16 bits go
+    to 4 consecutive elements of the tile's first half, their low 16 bits to the elements 2048 further on.
+    Positions and results are int64 tensors of one dimension. Results are in [0, 2**16).
     """
     tile, place = e // 4096, e % 4096
     quad = tile * 512 + place % 2048 // 4
@@ -101,16 +104,19 @@ def fast_numbers(e: Tensor, seed: int, offset: int) -> Tensor:
 
 
 def fast_mask(n: int, p: float, seed: int, offset: int) -> Tensor:
-    """Which elements rng="fast" keeps, on any GPU: bool [n], in memory order.
+    """Compute the elements that rng="fast" keeps, the same on any GPU.
 
     Args:
-        n: elements of a dense tensor, at least 1.
-        p: probability of dropping an element, 0 < p < 1, rounded as `plans.used_probability` does.
+        n: number of elements of a dense tensor, at least 1.
+        p: probability that an element is dropped, 0 < p < 1. It is rounded to a multiple of 2**-16.
         seed: the generator's `initial_seed()`.
-        offset: the generator's `get_offset()` before the call.
+        offset: the generator's `get_offset()` before the call, a multiple of 4.
+
+    Returns:
+        bool [n], true where an element is kept, in memory order.
 
     Raises:
-        ValueError: `n` or `p` has a value that isn't allowed.
+        ValueError: `n` is below 1, or `p` not in (0, 1).
     """
     _check_mask(n, p)
     threshold = round((1.0 - plans.used_probability(p, "fast")) * 65536)

@@ -1,4 +1,4 @@
-"""How a kernel walks a tensor, and the numbers that decide which elements it keeps and how it scales them."""
+"""Plans, by which kernels walk a tensor; thresholds, which decide the kept elements; and scales."""
 
 import functools
 import struct
@@ -14,14 +14,14 @@ _UNROLL = 4  # numbers per Philox call
 
 
 class Plan(NamedTuple):
-    """How a kernel walks a tensor.
+    """The way in which a kernel walks a tensor.
 
     Attributes:
         rng: the mapping, one of `RNGS`.
-        vec: consecutive elements that exist or don't together; at 1, elements stand alone.
-        lanes: elements of a thread at a time.
-        blocks: eager's blocks of 256 threads; 0 for fast.
-        increment: how far the call advances the generator's offset.
+        vec: the vector width. n is a multiple of it, so one bounds check serves vec consecutive elements.
+        lanes: the elements that a thread handles in one access.
+        blocks: the grid of PyTorch's dropout kernel, in blocks of 256 threads; 0 for fast.
+        increment: the amount by which the call advances the generator's offset.
     """
 
     rng: str
@@ -32,7 +32,7 @@ class Plan(NamedTuple):
 
     @property
     def in_memory_order(self) -> bool:
-        """Elements are numbered as they lie in memory; eager at vec 1 takes the tensor's logical order."""
+        """Whether elements are numbered in memory order; eager at vec 1 takes the tensor's logical order."""
         return self.vec > 1 or self.rng == "fast"
 
 
@@ -44,15 +44,15 @@ def eager_plan(
     threads_per_multiprocessor: int,
     alignment: int = 16,
 ) -> Plan:
-    """The plan of `torch.nn.Dropout` for a dense CUDA tensor.
+    """Return the plan of `torch.nn.Dropout` for a dense CUDA tensor.
 
     Args:
-        n: elements, at least 1.
+        n: number of elements, at least 1.
         itemsize: bytes per element.
-        multiprocessors: of the GPU.
-        threads_per_multiprocessor: that can be resident on it.
-        alignment: in bytes, of the pointer that dropout reads. After an activation that is a new
-            allocation's, hence at least 16.
+        multiprocessors: the GPU's number of multiprocessors.
+        threads_per_multiprocessor: the threads that can be resident on one.
+        alignment: of the pointer that dropout reads, in bytes. After an activation the pointer is a new
+            allocation's, so it is aligned to 16 at least.
     """
     blocks = min(-(-n // _BLOCK), multiprocessors * (threads_per_multiprocessor // _BLOCK))
     vec = min(16, alignment) // itemsize or 1
@@ -64,19 +64,19 @@ def eager_plan(
 
 @functools.lru_cache(maxsize=4096)
 def fast_plan(n: int, itemsize: int) -> Plan:
-    """The fast mapping's plan for a dense tensor of `n` elements of `itemsize` bytes.
+    """Return the fast mapping's plan for a dense tensor of `n` elements of `itemsize` bytes.
 
-    Every element's counter holds its place, so that a call uses up one number of each sequence.
+    An element's Philox counter holds its position, so a call uses up one number of each sequence.
     """
     lanes = 16 // itemsize
     return Plan("fast", 1 if n % lanes else lanes, lanes, 0, _UNROLL)
 
 
 def graph_plan(rng: str, n: int, itemsize: int) -> Plan:
-    """The plan of a compiler's graph, which serves every size with one formula for the number of tiles.
+    """Return the plan for a compiler's graph, which has one formula for the number of tiles at every size.
 
-    Its masks can't be `torch.nn.Dropout`'s, whose numbers the compiler takes from elsewhere: eager
-    walks the tensor in a single iteration (of ITERATION elements where there are more), on any GPU.
+    The masks differ from `torch.nn.Dropout`'s, since the compiler draws the seed itself. So eager needn't
+    follow the GPU's grid: it walks the tensor in one iteration, or in iterations of ITERATION elements.
     """
     if rng == "fast":
         return fast_plan(n, itemsize)
@@ -94,34 +94,34 @@ def device_plan(rng: str, n: int, itemsize: int, device: torch.device, alignment
 
 @functools.cache
 def processors(device: torch.device) -> tuple[int, int]:
-    """A GPU's multiprocessors, and the threads that can be resident on one."""
+    """Return a GPU's number of multiprocessors, and the threads that can be resident on one."""
     properties = torch.cuda.get_device_properties(device)
     return properties.multi_processor_count, properties.max_threads_per_multi_processor
 
 
 def used_probability(p: float, rng: str) -> float:
-    """The probability that a mapping uses for `p`, 0 < p < 1.
+    """Return the probability that a mapping uses for `p`, 0 < p < 1.
 
-    eager's is `p`. fast's is the nearest multiple of 2**-16, at most 2**-17 away, but never 1: one of
-    65,536 elements is kept even at a `p` where the nearest would leave nothing to scale up.
+    eager uses `p`. fast uses the nearest multiple of 2**-16, at most 2**-17 away, but never 1. At 1 no
+    element would be kept, and the scale would be infinite.
     """
     return min(round(p * 65536), 65535) / 65536 if rng == "fast" else p
 
 
 def to_float32(value: float) -> float:
-    """`value` rounded to float32; OverflowError where that has no finite value."""
+    """Return `value` rounded to float32; raise OverflowError if the result isn't finite."""
     rounded: float = struct.unpack("<f", struct.pack("<f", value))[0]
     return rounded
 
 
 @functools.lru_cache(maxsize=4096)
 def keep_threshold(p: float, double: bool, rng: str = "eager") -> int:
-    """How many of the 2**32 random words mean "keep": those below it.
+    """Return the threshold: an element is kept if its random 32-bit word is below it.
 
-    eager: PyTorch makes a word r the uniform number float32(r) * 2**-32 + 2**-33, rounded to float32,
-    and keeps where that is below 1 - p, a float32 (for float64 tensors, `double`, a float64). It never
-    falls as r grows, so one unsigned comparison decides the same. fast: an element's 16 bits are its
-    word's high ones, and `p` is `used_probability`'s.
+    eager: PyTorch turns a word r into the uniform number float32(r) * 2**-32 + 2**-33, rounded to float32.
+    It keeps the element if that number is below 1 - p, a float32 (a float64 if `double`, for float64
+    tensors). The number never falls as r grows, so one unsigned comparison gives the same decision.
+    fast: an element's 16 bits are the high bits of its word, and `p` comes from `used_probability`.
     """
     if rng == "fast":
         return round((1.0 - p) * 2**32)
@@ -137,7 +137,7 @@ def keep_threshold(p: float, double: bool, rng: str = "eager") -> int:
 
 
 class Scales(NamedTuple):
-    """What PyTorch multiplies kept elements by, in the arithmetic type."""
+    """The factors by which PyTorch multiplies kept elements, in the arithmetic type."""
 
     forward: float
     backward: float
@@ -145,10 +145,10 @@ class Scales(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)
 def scales(p: float, double: bool) -> Scales:
-    """Return both scales for 0 < p < 1; `double`: of float64 tensors.
+    """Return both scales for 0 < p < 1; `double` means float64 tensors.
 
-    Both are 1 / (1 - p). Forward rounds 1 - p first, backward does not, so in float32 they can be one
-    unit in the last place apart.
+    Both are 1 / (1 - p). Forward rounds 1 - p first and backward does not, so in float32 they can differ by
+    one unit in the last place.
     """
     if double:
         return Scales(1.0 / (1.0 - p), 1.0 / (1.0 - p))

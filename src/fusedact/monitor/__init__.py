@@ -1,7 +1,7 @@
-"""Which units fire: `ActivityMonitor` counts, per layer and unit, while a model runs.
+"""`ActivityMonitor`, which counts per layer and unit how often a unit fires while a model runs.
 
-Everything is counted on the activation's input, before dropout: a dropped element is no inactive one.
-The counts stay on the device, as 64-bit integers, until a report is asked for.
+All counts are of the activation's input, before dropout, so a dropped element doesn't count as inactive. The
+counts stay on the device, as 64-bit integers, until a report is requested.
 """
 
 from .monitor import ActivityMonitor

@@ -1,7 +1,7 @@
-"""What to do about dead units: each sentence with the section of the study that supports it.
+"""Advice about dead units. Each sentence names the section of the study that supports it.
 
-The study (docs/study.md) trained nets on MNIST. Of dead units of other activations than ReLU it says nothing,
-nor of dormant and saturated ones.
+The study (docs/study.md) trained nets on MNIST. It covers dead units of ReLU alone, and no dormant or
+saturated units.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ FEW = 100  # samples: a unit that is silent in fewer may still fire in 3% of all
 
 
 def advice(layer: "LayerActivity") -> Iterator[str]:
-    """Yield remedies whose causes are in a layer's figures, each with them."""
+    """Yield the remedies that a layer's figures call for, each with these figures."""
     if layer.activation != "ReLU" or layer.dead is None or not layer.dead.any():
         return
     dead, units = int(layer.dead.sum()), layer.units

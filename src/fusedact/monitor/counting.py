@@ -1,4 +1,4 @@
-"""How an input is added to a tally: by the kernels where they can, else by PyTorch."""
+"""Addition of an input to a tally: by the kernels if they support it, else by PyTorch."""
 
 import functools
 import threading
@@ -19,7 +19,7 @@ from .facts import compute, within
 from .tally import Tally
 
 RUN = 64  # positions of a convolution's output that are read together
-WHOLE = 2**16  # elements of inputs that are read whole: they are in a cache, and take the time of a launch
+WHOLE = 2**16  # elements; smaller inputs are read whole, since they are cached and a launch takes longer
 
 _EVERYTHING = Figures(fired=True, finite=True, activity=True)
 _lock = threading.Lock()  # of tallies that PyTorch adds to: threads may share a model
@@ -43,9 +43,7 @@ def add_up(
     tally: Tally,
     plan: Plan | None,
 ) -> Counter | None:
-    """Add an activation's input to its tally; no synchronisation.
-
-    In a backward pass it does nothing.
+    """Add an activation's input to its tally, without synchronisation; in a backward pass, do nothing.
 
     Args:
         input: any shape.
@@ -56,11 +54,12 @@ def add_up(
         plan: how the kernels will walk the input and store its signs; None if they won't.
 
     Returns:
-        What is left to count, given the signs; None if nothing is.
+        A function that counts the rest from the signs; None if nothing is left to count.
     """
     if in_backward():
         return None
-    # No mode sees any of it: a selective checkpoint would save what its second forward doesn't ask for.
+    # Hidden from dispatch modes: a selective checkpoint would save results that its second forward never asks
+    # for.
     with torch.no_grad(), _torch.hidden_from_modes():
         x = input.detach()
         if x.ndim < 2:
@@ -80,7 +79,7 @@ def add_up(
         counter: Counter | None = None
         if plan is not None and bound.dies_where_negative:
             counter = _kernels().fired_counter(bound.row, x.numel(), plan, shape, tally.counts)
-        # The signs don't tell what isn't finite: then it is counted in the samples that are read.
+        # Signs don't tell NaN and infinities, so with signs these are counted in the samples that are read.
         read(stride, Figures(fired=False, finite=counter is not None, activity=True))
         if counter is None:
             read(1, Figures(fired=True, finite=True, activity=False))
@@ -89,7 +88,7 @@ def add_up(
 
 @functools.lru_cache(maxsize=4096)
 def sampling(shape: Shape, stride: int) -> Sampling:
-    """Return how every stride-th run of an input is read."""
+    """Return the sampling that reads every stride-th run of an input."""
     outer, _, inner = shape
     run = min(inner, RUN)
     if stride == 1:
@@ -142,7 +141,7 @@ def _read(
 
 
 def _runs(x: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Every stride-th run of x [outer, units, inner] as [runs, units, positions]; which of those exist."""
+    """Return every stride-th run of x [outer, units, inner] as [runs, units, positions], and which exist."""
     (outer, _, inner), run, stride, _ = sampling
     if stride == 1 or inner <= run:
         return x[::stride], torch.ones((), dtype=torch.bool, device=x.device)
@@ -169,7 +168,8 @@ def count(
 
     Args:
         input: any shape.
-        signs: what the fused operator stored of them, if it ran; for a tensor of the strides `signs_stride`.
+        signs: the input's signs as the fused operator stored them for a tensor of strides `signs_stride`;
+            None if it didn't run.
         signs_stride: see `signs`.
         rng: see `signs`.
         axis: along which the units stand.
@@ -189,7 +189,7 @@ def count(
         counter(signs)
 
 
-# What a compiler sees of it: one operator, which decides when it runs whether it is in a backward pass.
+# One operator for compilers, since only at run time is it known whether a backward pass runs it.
 count_operator = torch.library.custom_op(
     "fusedact::count_activity", count, mutates_args=("counts", "activity")
 )

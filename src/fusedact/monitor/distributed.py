@@ -8,14 +8,14 @@ from .tally import Tally
 
 
 class Place(NamedTuple):
-    """What a tally is of, whatever the process and the device.
+    """The identity of a tally, the same in every process and on every device.
 
     Attributes:
         layer: its name.
-        call: which of its calls in one forward, from 1.
-        units: how many units the input has.
+        call: the number of the call in one forward, from 1.
+        units: the number of the input's units.
         axis: their dimension, from the front.
-        dims: how many dimensions the input has.
+        dims: the number of the input's dimensions.
     """
 
     layer: str
@@ -26,7 +26,7 @@ class Place(NamedTuple):
 
 
 def reduced(tallies: dict[Place, Tally], group: "dist.ProcessGroup | None") -> dict[Place, Tally]:
-    """Return the tallies on the CPU, added up over the processes; a layer needn't have run in each."""
+    """Return the tallies added up over the processes; a layer needn't have run in each of them."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) < 2:
         return tallies
     everyones: list[Any] = [None] * dist.get_world_size(group)

@@ -1,4 +1,4 @@
-"""What the monitor asks of an activation: its name, its numbers, what it computes."""
+"""The facts that the monitor needs about an activation: its name, its numbers, its values."""
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ def bound_to(row: Activation, module: nn.Module) -> Bound:
 
 
 def name_of(row: Activation) -> str:
-    """Return the activation's name in PyTorch, or where it has none the row's."""
+    """Return the activation's name in PyTorch, or the row's name if PyTorch has none."""
     return row.name if row.module is None else row.module.__name__
 
 

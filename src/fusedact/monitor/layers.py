@@ -1,4 +1,4 @@
-"""What is watched: one `WatchedLayer` per activation, told of its inputs by fused calls or by hooks."""
+"""Watched layers: one `WatchedLayer` per activation gets its inputs from fused calls or hooks."""
 
 import itertools
 import threading
@@ -32,15 +32,15 @@ _watched: "weakref.WeakValueDictionary[int, WatchedLayer]" = weakref.WeakValueDi
 
 
 class Key(NamedTuple):
-    """What one tally is of.
+    """The identity of one tally.
 
     Attributes:
         number: the layer's.
-        call: which of its calls in one forward, from 1.
-        units: how many units the input has.
+        call: the number of the call in one forward, from 1.
+        units: the number of the input's units.
         axis: their dimension, from the front.
-        dims: how many dimensions the input has.
-        device: where the tally is.
+        dims: the number of the input's dimensions.
+        device: the tally's device.
     """
 
     number: int
@@ -52,12 +52,12 @@ class Key(NamedTuple):
 
 
 class _Store:
-    """A layer's tallies as attributes, so that a compiler finds those that its trace has added."""
+    """A layer's tallies as attributes, so that a compiler finds the tallies that its trace has added."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the monitor was asked for, see `ActivityMonitor`."""
+    """The arguments of `ActivityMonitor` that its layers need."""
 
     mode: str
     stride: int
@@ -67,11 +67,11 @@ class WatchedLayer:
     """Counts one activation's inputs; a `Watcher` of fused calls.
 
     Attributes:
-        name: in the model.
+        name: the layer's name in the model.
         source: the module whose calls are watched, or the place in a fused model's code.
-        row: the activation's; of a place only known once it ran.
-        units: the dimension that the user chose; None: by the order of calls.
-        number: among all that ever were watched.
+        row: the activation's row; None for a place that hasn't run yet.
+        units: the units' dimension if the user chose it; None if the order of calls decides.
+        number: an identifier, unique in the process.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class WatchedLayer:
 
     @property
     def bound(self) -> Bound | None:
-        """The activation with its parameters as they are now; None as long as it isn't known."""
+        """The activation with its current parameters; None until it is known."""
         if self.row is None:
             return None
         return (
@@ -99,7 +99,7 @@ class WatchedLayer:
         )
 
     def computes(self, row: Activation, values: tuple[float, ...]) -> None:
-        """Note what a place's activation is, before its call is counted."""
+        """Note a place's activation, before its call is counted."""
         self.row, self._values = row, values
 
     @property
@@ -110,13 +110,13 @@ class WatchedLayer:
     # Its calls ----------------------------------------------------------------------------------------
 
     def attach(self) -> Detach:
-        """Begin to count; the function returned ends it."""
+        """Begin to count; return a function that stops it."""
         self._reopen()
         if isinstance(self.source, Place):
             return self.source.watch(self)
         module: Any = self.source
         if not isinstance(module, FusedActivationDropout) or _runs_code_of_its_own(module):
-            # Before the call, since an activation in place leaves nothing of its input.
+            # Before the call, since an in-place activation overwrites its input.
             hook = Observer(self._before, self)
             handle = module.register_forward_pre_hook(hook, with_kwargs=True)
             return lambda: handle.remove()
@@ -146,7 +146,7 @@ class WatchedLayer:
             return None
         call, bound = self._order.now().call(self.number), self.bound
         if bound is None or not _has_units(input):
-            return None  # or the module's own error is about to come
+            return None  # no activation is known, or the module itself is about to raise an error
         self._check(input)
         axis = self._axis(input)
         tally = self._tally(input, call, axis)
@@ -181,7 +181,8 @@ class WatchedLayer:
     def _check(self, x: Tensor) -> None:
         if _torch.in_transforms():
             raise RuntimeError(
-                f"ActivityMonitor can't count inside a torch.func transform (layer {self.name!r})"
+                f"ActivityMonitor can't count inside a torch.func transform (layer {self.name!r}): "
+                "close it first"
             )
         if _torch.tracing_state() is not None:
             raise RuntimeError(
@@ -189,11 +190,14 @@ class WatchedLayer:
             )
         if type(x) not in (Tensor, nn.Parameter) or x.is_nested:
             kind = "nested tensor" if x.is_nested else type(x).__name__
-            raise TypeError(f"ActivityMonitor counts plain tensors, but layer {self.name!r} got a {kind}")
+            raise TypeError(
+                f"ActivityMonitor counts plain tensors, but layer {self.name!r} got a {kind}: close it first"
+            )
         if x.layout is not torch.strided or x.is_meta:
             kind = "no values (device meta)" if x.is_meta else f"layout {x.layout}"
             raise TypeError(
-                f"ActivityMonitor counts dense tensors, but layer {self.name!r} got one of {kind}"
+                f"ActivityMonitor counts dense tensors, but layer {self.name!r} got one of {kind}: "
+                "close it first"
             )
 
     # Its tallies --------------------------------------------------------------------------------------
@@ -209,25 +213,25 @@ class WatchedLayer:
 
     def add_tally(self, name: str, key: Key) -> None:
         """Make an empty tally."""
-        with _lock, torch.inference_mode(False):  # or it could be changed in no other mode
-            if not hasattr(self._store, name):  # another thread may have been first
+        with _lock, torch.inference_mode(False):  # an inference tensor couldn't be changed in other modes
+            if not hasattr(self._store, name):  # another thread may have added it meanwhile
                 setattr(self._store, name, Tally.zeros(key.units, key.device))
                 self._keys[name] = key
 
     def tallies(self) -> dict[Key, Tally]:
-        """Return the tallies as they are now, or were when the monitor closed."""
+        """Return the current tallies, or the tallies at the time the monitor closed."""
         if self._closed is not None:
             return self._closed
         return {key: getattr(self._store, name) for name, key in list(self._keys.items())}
 
     def clear(self) -> None:
-        """Set all counts to 0: in place, since compiled code and CUDA graphs know these tensors."""
+        """Set all counts to 0, in place, since compiled code and CUDA graphs refer to these tensors."""
         for tally in self.tallies().values():
             for tensor in tally:
                 tensor.zero_()
 
     def close(self) -> None:
-        """Keep the counts as they are: a CUDA graph goes on with the tensors that it knows."""
+        """Copy the counts, since a CUDA graph goes on changing the tensors that it refers to."""
         if self._closed is None:
             self._closed = {key: tally.clone() for key, tally in self.tallies().items()}
 
@@ -243,14 +247,14 @@ class WatchedLayer:
 
 @_torch.constant_to_compilers
 def _add_tally(number: int, name: str, call: int, units: int, axis: int, dims: int, device: str) -> str:
-    """Have a layer make a tally: while a compiler traces, and not in its graph."""
+    """Have a layer make a tally while a compiler traces, outside of its graph."""
     layer = _watched[number]
     if device.startswith("cuda"):
-        with torch.cuda.device(device):  # the capture is asked for of the current GPU
+        with torch.cuda.device(device):  # the capture state is that of the current GPU
             if torch.cuda.is_current_stream_capturing():
                 raise RuntimeError(
                     f"layer {layer.name!r} must be called once under ActivityMonitor before a CUDA graph "
-                    "is captured: memory for its counts can't be made in one"
+                    "is captured: memory for its counts can't be allocated in a capture"
                 )
     layer.add_tally(name, Key(number, call, units, axis, dims, device))
     return name
@@ -261,7 +265,7 @@ def _has_units(input: Any) -> bool:
 
 
 def is_same(module: nn.Module, watched: Any) -> bool:
-    """Return whether a hook's module is the watched one or DataParallel's replica, and no shallow copy."""
+    """Return whether a hook's module is the watched one or its DataParallel replica, not a shallow copy."""
     return torch.compiler.is_compiling() or module is watched or _torch.is_replica(module)
 
 
@@ -282,7 +286,7 @@ def watched_layers(model: nn.Module, settings: Settings, order: Order) -> list[W
     in_code = _functions_in_code(model)
     for name, module in model.named_modules():
         row = module.row if isinstance(module, FusedActivationDropout) else row_of(module)
-        if row is not None and row.saves is not Saves.MASK:  # dropout alone lets nothing die
+        if row is not None and row.saves is not Saves.MASK:  # dropout alone has no units that die
             layers.append(WatchedLayer(name or "(the model)", module, row, settings, order))
         for place in in_code:
             if place.module is module:
@@ -299,14 +303,14 @@ def watched_layers(model: nn.Module, settings: Settings, order: Order) -> list[W
 
 
 def _functions_in_code(model: nn.Module) -> list[Place]:
-    """The places of a fused model that call a function; modules that they call are watched themselves."""
+    """Return a fused model's places that call a function; called modules are watched as modules."""
     if not any(calls_of(module) for module in model.modules()):
         return []
     return [place for place in places(model) if place.activation is None]
 
 
 def choose(layers: list[WatchedLayer], units: int | Mapping[str, int] | None) -> None:
-    """Give the layers the dimensions that the user chose.
+    """Set the layers' unit dimensions that the user chose.
 
     Raises:
         TypeError: `units` is neither an int nor a mapping to ints.
@@ -326,7 +330,7 @@ def choose(layers: list[WatchedLayer], units: int | Mapping[str, int] | None) ->
 
 
 def follow(model: nn.Module, order: Order) -> Iterator[Detach]:
-    """Note every forward of the model and of its layers, in their order; yield what ends it."""
+    """Note every forward of the model and of its layers in order; yield the functions that stop it."""
 
     def begin(module: nn.Module, args: Any) -> None:
         if is_same(module, model) and (torch.compiler.is_compiling() or not in_backward()):
@@ -350,14 +354,15 @@ def follow(model: nn.Module, order: Order) -> Iterator[Detach]:
 
 
 def _slowly(encoder: nn.TransformerEncoder) -> Iterator[Detach]:
-    """Keep an encoder from handing its layers nested tensors.
+    """Keep an encoder from passing nested tensors to its layers.
 
-    Only PyTorch's fast path, which calls no activation and is left where there are hooks, can take them.
+    Only PyTorch's fast path supports them. It calls no activation, and PyTorch doesn't take it if there are
+    hooks.
     """
     mine = threading.local()
 
     def begin(module: Any, args: Any) -> None:
-        if not torch.compiler.is_compiling():  # there encoders hand on plain tensors
+        if not torch.compiler.is_compiling():  # a compiled encoder passes plain tensors
             mine.changed = getattr(module, "use_nested_tensor", False)
             module.use_nested_tensor = False
 

@@ -1,4 +1,4 @@
-"""`ActivityMonitor`: from when to when a model is watched, and what the counts say."""
+"""`ActivityMonitor`: starts and stops the watching of a model, and turns counts into reports."""
 
 from collections.abc import Mapping
 from types import TracebackType
@@ -22,7 +22,7 @@ MODES = ("all", "train", "eval")
 
 
 class _Call(NamedTuple):
-    """What a line of a report is of: a layer, which of its calls in a forward, and how many units it had."""
+    """The identity of a report's line: layer, number of the call in a forward, number of units."""
 
     layer: str
     call: int
@@ -30,49 +30,52 @@ class _Call(NamedTuple):
 
 
 class ActivityMonitor:
-    """Counts which units of a model fire, from now on until `close`; as a context manager, to its end.
+    """Count which units of a model fire, from construction until `close` or the end of the `with` block.
 
-    It watches fused modules, and PyTorch's modules of the activations that fusedact has. In a model that
-    `fusedact.fuse` returned it also watches functions that a dropout follows, as `F.relu(x)`, under the name
-    of their place in the code. Nothing waits for the GPU until a report is asked for.
+    The monitor watches fused modules, and PyTorch's modules of the activations that fusedact has. In a model
+    that `fusedact.fuse` returned, it also watches functions that a dropout follows, such as `F.relu(x)`. They
+    are named after their place in the code. Nothing waits for the GPU until a report is requested.
 
-    - Which units fire, and which inputs aren't finite, is counted in all samples: in the kernels of a fused
-      module from a bit per element that forward packs, elsewhere from the input, which is read once more. The
-      bit doesn't tell what isn't finite: there it is counted in the samples that are read.
-    - Mean |h|, and with it which units are dormant, and saturation are of every `stride`-th sample: after a
-      convolution of every `stride`-th run of 64 positions. Inputs of at most 65,536 elements are read whole.
-    - The window is what ran since the monitor began or `end_window` was last called. After `close`, another
-      `with` goes on with it.
-    - A module that is called several times in one forward of `model` is a layer for each call, in their
-      order: `name[1]`, `name[2]`; one that gets different numbers of units, also for each of those.
-    - Units stand along the dimension that is as long as the last convolution, linear or normalisation layer
-      that ran before has units. The report names it; `units` chooses another.
-    - Copies of the model that are made meanwhile aren't watched. Threads may share it.
-    - Checkpoints: a forward that is computed again in backward doesn't count again.
-    - `torch.compile`: begin before the first call of what is compiled, or call `torch.compiler.reset()`;
-      that first call must not be in inference mode if later ones are not.
-    - PyTorch's fast path of transformers in eval mode, which calls no activation, is left meanwhile.
-    - Several processes (`torch.distributed` initialised): `report` and `end_window` add up the counts of
-      all in `group`, so that each of them has to call it.
-    - CUDA graphs: call each layer once before capture; replays count.
+    - Firing units are counted in all samples. In a fused module's kernels they are counted from one bit per
+      element that forward packs, elsewhere from the input, which is read once more.
+    - NaN and infinite inputs are counted in all samples too, unless the packed bits tell which units fire.
+      Then they are counted in the samples that are read for mean |h|.
+    - Mean |h|, dormant units and saturation are computed from every `stride`-th sample. After a convolution
+      they are computed from every `stride`-th run of 64 positions. Inputs of at most 65,536 elements are read
+      whole.
+    - The window is the time since the monitor was made or `end_window` was last called. After `close`,
+      another `with` continues the same window.
+    - If a module is called several times in one forward of `model`, each call is a layer: `name[1]`,
+      `name[2]`. If its inputs have different numbers of units, each number is a layer too.
+    - The monitor takes the number of units of the last convolution, linear or normalisation layer that ran.
+      The units' axis is the dimension of that length. The report names the axis, and `units` sets another.
+    - Copies of the model aren't watched. Threads may share the model.
+    - Checkpoints: a forward that is recomputed in backward isn't counted again.
+    - `torch.compile`: make the monitor before the first call of the compiled code, or call
+      `torch.compiler.reset()`. If later calls aren't in inference mode, the first must not be either.
+    - PyTorch's fast path of transformers in eval calls no activation, so it is not taken while a monitor
+      watches.
+    - Several processes (`torch.distributed` initialised): `report` and `end_window` add up the counts of all
+      processes in `group`, so each of these has to call them.
+    - CUDA graphs: call each layer once before the capture. Replays are counted.
     - Inside `torch.func` transforms, in `torch.export` and `torch.jit.trace`, for tensor subclasses (DTensor)
-      and for tensors that aren't dense it raises an error.
+      and for tensors that aren't dense, the watched call raises an error.
 
     Args:
-        model: with at least one module to watch.
-        units: the dimension along which units stand, or a mapping from layers' names to it. By default, as
-            the layers that ran before tell; if none did, dimension 1 for inputs of four or more dimensions,
-            else the last.
-        tau: of dormant units, see `LayerActivity.dormant`; at least 0.
-        mode: which calls count: those in "train" mode, in "eval" mode, or "all".
-        stride: of the samples that are read for mean |h| and saturation; 1 reads all. That it is prime keeps
-            it from meeting the same position of each sequence.
+        model: a module with at least one activation to watch.
+        units: the dimension of the units, or a mapping from layers' names to it. By default the layers that
+            ran before decide. If none did, it is dimension 1 for inputs of four or more dimensions, else the
+            last.
+        tau: the threshold of dormant units, at least 0; see `LayerActivity.dormant`.
+        mode: the calls that count: "train", "eval" or "all".
+        stride: every stride-th sample is read for mean |h| and saturation; 1 reads all. The default is prime,
+            so that it doesn't meet the same position of every sequence.
         group: the processes whose counts are added up. Default: all.
 
     Raises:
         TypeError: `model` is no module, `units` neither an int nor a mapping to ints, or `stride` no int.
-        ValueError: there is nothing to watch; `units` names a layer that isn't watched, `tau` is no number
-            of at least 0, `stride` below 1, or `mode` has another value.
+        ValueError: `model` has nothing to watch; `units` names a layer that isn't watched; `tau` is no number
+            of at least 0; `stride` is below 1; or `mode` is neither "train", "eval" nor "all".
 
     Examples:
         >>> net = nn.Sequential(nn.Linear(784, 128), FusedReLUDropout(0.5), nn.Linear(128, 10))
@@ -126,7 +129,7 @@ class ActivityMonitor:
         self.close()
 
     def close(self) -> None:
-        """Stop counting. The counts so far stay, for `report`."""
+        """Stop counting. `report` still returns the counts so far."""
         detach, self._detach = self._detach, []
         for end in detach:
             end()
@@ -134,11 +137,14 @@ class ActivityMonitor:
             layer.close()
 
     def report(self) -> ActivityReport:
-        """Return the figures of the window so far. Waits for the GPU; all processes have to call it."""
+        """Return the figures of the window so far. This waits for the GPU; all processes have to call it."""
         return self._report(self._calls())
 
     def end_window(self) -> ActivityReport:
-        """Return the figures of the window, which ends here: the next starts with no counts."""
+        """Return the figures of the window and end it; the next window starts with no counts.
+
+        This waits for the GPU; all processes have to call it.
+        """
         calls = self._calls()
         report = self._report(calls)
         for call, found in zip(_called(calls), report.layers, strict=True):
@@ -152,15 +158,21 @@ class ActivityMonitor:
         return report
 
     def plot(self) -> Any:
-        """Return a `matplotlib.figure.Figure`: dead and dormant units per window, and units' activity now.
+        """Draw dead and dormant units per window, in percent, and a histogram of the units' activity now.
 
-        The histogram's axis is a unit's activity by the mean of its layer: dormant units are below `tau`.
-        Needs matplotlib. Among processes, all have to call it.
+        The histogram's axis is a unit's activity divided by its layer's mean. Dormant units are at most at
+        `tau`. All processes have to call it.
+
+        Returns:
+            A `matplotlib.figure.Figure`.
+
+        Raises:
+            ImportError: matplotlib doesn't import.
         """
         return drawn(self._history, self.report())
 
     def _calls(self) -> dict[_Call, dict[Place, Tally]]:
-        """Everything that was counted, of all devices and processes, in the model's order."""
+        """Return the counts of all devices and processes, in the model's order."""
         tallies: dict[Place, Tally] = {}
         for layer in self._layers:
             for key, tally in layer.tallies().items():
@@ -204,7 +216,7 @@ class ActivityMonitor:
                 before & ~gone & finite,
                 gone & self._always[call],
             )
-        # Of samples that weren't checked, as many are taken to be NaN as of the others.
+        # The share of NaN among unchecked samples is assumed to be that among the checked ones.
         numbers = samples * units - int(nan.sum()) * samples / tally.number(Row.NAN)
         return LayerActivity(
             layer=name,
@@ -230,12 +242,12 @@ class ActivityMonitor:
 
 
 def _called(calls: dict[_Call, dict[Place, Tally]]) -> list[_Call]:
-    """Those that were made in this window."""
+    """Return the calls that were made in this window."""
     return [call for call, places in calls.items() if any(t.number(Row.FIRED) for t in places.values())]
 
 
 def _name(call: _Call, calls: dict[_Call, dict[Place, Tally]]) -> str:
-    """The layer's, and what tells the call from others of the layer."""
+    """Return the layer's name, with a suffix if the layer has other calls."""
     mine = [other for other in calls if other.layer == call.layer]
     name = call.layer
     if any(other.call > 1 for other in mine):
@@ -246,7 +258,7 @@ def _name(call: _Call, calls: dict[_Call, dict[Place, Tally]]) -> str:
 
 
 def _varying(calls: dict[_Call, dict[Place, Tally]]) -> dict[str, tuple[int, int]]:
-    """Of layers that ran a varying number of times in a forward, the least and the most."""
+    """Return the least and the most calls in a forward, of layers whose number of calls varies."""
     ran: dict[str, dict[int, int]] = {}
     for call in _called(calls):
         mine = ran.setdefault(call.layer, {})
@@ -259,6 +271,6 @@ def _varying(calls: dict[_Call, dict[Place, Tally]]) -> dict[str, tuple[int, int
 
 
 def _axis(places: list[Place]) -> int:
-    """From the front, or from the end where inputs differ in their number of dimensions."""
+    """Return the units' axis, from the front, or from the end if the inputs' numbers of dimensions differ."""
     axes = {place.axis for place in places}
     return axes.pop() if len(axes) == 1 else places[-1].axis - max(places[-1].dims, 1)

@@ -1,6 +1,7 @@
-"""What ran before an activation: the layer that tells along which axis its units stand, and which call it is.
+"""The order of calls in one forward of the watched model, for each thread.
 
-Both go by the order of calls in one forward of the watched model, in each thread apart.
+The order tells two things about an activation's call: its number in the forward, and the layer that ran
+before it. The number of that layer's units tells the axis of the activation's units.
 """
 
 import threading
@@ -26,13 +27,14 @@ _NORMS = _torch.NORM | nn.GroupNorm
 
 
 class Units(NamedTuple):
-    """Where the units of a layer's output stand.
+    """The units' number and axis in a layer's output.
 
     Attributes:
-        size: how many there are.
+        size: their number.
         axis: their dimension, from the front.
-        dims: how many dimensions the output has.
-        last: layers of the kind have them last; else, as after a convolution, before the positions.
+        dims: the number of the output's dimensions.
+        last: the layer has its units in the last dimension. Otherwise, as after a convolution, they precede
+            the positions.
     """
 
     size: int
@@ -42,11 +44,11 @@ class Units(NamedTuple):
 
 
 class Forward:
-    """How far one forward of the watched model has come.
+    """The state of one forward of the watched model.
 
     Attributes:
-        inside: the model is running; other calls are a forward each.
-        calls: by layer, how often it was called.
+        inside: the model is running. Outside, each call counts as a forward of its own.
+        calls: by layer, the number of its calls.
         before: the units of the last layer that ran; None if none did.
     """
 
@@ -54,24 +56,24 @@ class Forward:
         self.begin(False)
 
     def begin(self, inside: bool = True) -> None:
-        """Start anew."""
+        """Start a forward."""
         self.inside = inside
         self.calls: dict[int, int] = {}
         self.before: Units | None = None
 
     def end(self) -> None:
-        """The model has returned, or raised an error."""
+        """Note that the model has returned or raised an error."""
         self.inside = False
 
     def call(self, number: int) -> int:
-        """Note a call of the layer of that number; return which one it is, from 1."""
+        """Note a call of the layer `number`; return the call's own number in this forward, from 1."""
         call = self.calls.get(number, 0) + 1 if self.inside else 1
         self.calls[number] = call
         return call
 
 
 class Order:
-    """The forward that is under way in each thread; compiled code shares that of the thread that watches."""
+    """The current forward of each thread; compiled code shares the forward of the thread that watches."""
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
@@ -79,7 +81,7 @@ class Order:
         self._others = threading.local()
 
     def now(self) -> Forward:
-        """Return the current thread's."""
+        """Return the current thread's forward."""
         if torch.compiler.is_compiling() or threading.get_ident() == self._thread:
             return self._own
         if not hasattr(self._others, "forward"):
@@ -89,9 +91,9 @@ class Order:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether a module's output tells where units stand: convolutions, linear and normalisation layers.
+    """Whether a module's output tells the units' axis: convolutions, linear and normalisation layers.
 
-    Of classes that nobody here knows, those with parameters of more than one number and without children.
+    A module of an unknown class does if it has a parameter of more than one number and no children.
     """
     if isinstance(module, _torch.CONVOLUTION | _NORMS | nn.LayerNorm | _LAST):
         return True
@@ -102,7 +104,7 @@ def is_layer(module: nn.Module) -> bool:
 
 
 def units_of(module: nn.Module, output: Any) -> Units | None:
-    """Return where the units of that layer's output stand; None if that can't be told."""
+    """Return the units' number and axis in that layer's output; None if they can't be told."""
     if isinstance(output, tuple | list) and output:
         output = output[0]
     if not isinstance(output, Tensor) or output.ndim == 0:
@@ -125,7 +127,7 @@ def units_of(module: nn.Module, output: Any) -> Units | None:
 
 
 def _by_parameters(module: nn.Module, output: Tensor) -> int | None:
-    """Return the units' axis after a layer of one's own, by its parameters; None if they don't tell."""
+    """Return the units' axis after a layer of an unknown class, by its parameters, or None."""
     shapes = [parameter.shape for parameter in module.parameters(recurse=False)]
     for shape in shapes:
         axis = output.ndim + 1 - len(shape)  # of a convolution with that weight
@@ -134,7 +136,7 @@ def _by_parameters(module: nn.Module, output: Tensor) -> int | None:
     vectors = {shape.numel() for shape in shapes if shape.numel() == max(shape, default=0)}
     axes = [axis for axis in range(output.ndim) if output.shape[axis] in vectors]
     if axes:
-        # A channels-first LayerNorm normalises the last dimension, and moves it to the front in a view.
+        # A channels-first LayerNorm normalises the last dimension and returns a view with it in front.
         innermost = [axis for axis in axes if output.stride(axis) == 1]
         return innermost[0] if innermost else axes[-1]
     is_linear = any(len(shape) > 1 and output.shape[-1] in shape for shape in shapes)
@@ -142,10 +144,11 @@ def _by_parameters(module: nn.Module, output: Tensor) -> int | None:
 
 
 def unit_axis(x: Tensor, before: Units | None) -> int:
-    """Return the dimension along which the units of an activation's input stand, from the front.
+    """Return the units' dimension of an activation's input, from the front.
 
-    It is as long as the layer's units are many. Where several dimensions are, as memory tells: units of a
-    layer that has them last are adjacent there, and views keep the order of a convolution's dimensions.
+    It is the dimension whose length is the number of the last layer's units. If several dimensions have that
+    length, the memory layout decides. The units of a layer that has them last are adjacent in memory, and
+    views keep the order of a convolution's dimensions.
     """
     dims = x.ndim
     default = 1 if dims > 3 else max(dims - 1, 0)
@@ -153,9 +156,9 @@ def unit_axis(x: Tensor, before: Units | None) -> int:
         return default
     here = dims - 1 if before.last else before.axis
     if 0 <= here < dims and x.shape[here] == before.size and _is_in_order(x, here, before):
-        return here  # as nearly always; a compiler needs no guard on the other dimensions
+        return here  # the usual case; so a compiler needs no guard on the other dimensions
     axes = [axis for axis in range(dims) if x.shape[axis] == before.size]
-    if not axes:  # concatenated, split or flattened since
+    if not axes:  # the output was concatenated, split or flattened
         return here if dims == before.dims else default
     if len(axes) > 1:
         by_memory = sorted(range(dims), key=x.stride, reverse=True)
@@ -166,7 +169,7 @@ def unit_axis(x: Tensor, before: Units | None) -> int:
 
 
 def _is_in_order(x: Tensor, axis: int, before: Units) -> bool:
-    """Whether the dimensions stand in memory as a layer's own output has them."""
+    """Whether the dimensions' order in memory is that of the layer's own output."""
     if before.last:
         return x.stride(axis) == 1 or x.shape[axis] == 1
     if x.is_contiguous():

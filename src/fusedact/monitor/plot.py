@@ -11,7 +11,7 @@ from .report import ActivityReport
 
 @dataclass(frozen=True)
 class Fractions:
-    """Of a layer's units in one window; NaN where the activation's units can't die."""
+    """Fractions of a layer's units in one window; `dead` is NaN if the activation's units can't die."""
 
     dead: float
     dormant: float
@@ -21,7 +21,7 @@ Window = dict[str, Fractions]  # by layer
 
 
 def fractions(report: ActivityReport) -> Window:
-    """Return what the plot shows of a window."""
+    """Return the fractions that the plot shows for a window."""
     return {layer.layer: Fractions(_mean(layer.dead), _mean(layer.dormant)) for layer in report.layers}
 
 
@@ -30,14 +30,14 @@ def _mean(units: Tensor | None) -> float:
 
 
 def drawn(history: list[Window], report: ActivityReport) -> Any:
-    """Return a `matplotlib.figure.Figure` of the windows before, and of the one that is reported.
+    """Return a `matplotlib.figure.Figure` of the past windows and of the reported one.
 
     Raises:
         ImportError: matplotlib doesn't import.
     """
     try:
         from matplotlib.figure import Figure
-    except Exception as error:  # without it ModuleNotFoundError; of a broken installation any
+    except Exception as error:  # a broken installation may raise any error
         raise ImportError(
             f"plot() needs matplotlib, which doesn't import ({error}): pip install matplotlib"
         ) from error

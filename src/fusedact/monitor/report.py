@@ -1,4 +1,4 @@
-"""What the units did in a window: figures per layer, and their table."""
+"""Reports of a window: figures per layer, and their table."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,41 +11,42 @@ from .advice import advice
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LayerActivity:
-    """What one layer's units did in a window.
+    """Hold the figures of one layer's units in a window.
 
-    A sample is one value of a unit: an element of the batch, in a convolutional layer also a position.
-    h is the activation's output before dropout. Inputs that are NaN or infinite count apart: a unit that has
-    any is neither dead nor revived, and they are left out of its activity.
+    A sample is one value of a unit: one element of the batch, after a convolution also one position. h is the
+    activation's output before dropout. NaN and infinite inputs are counted separately. A unit with such an
+    input is neither dead nor revived, and the input is left out of its activity. Tensors are on the CPU.
 
     Attributes:
-        layer: its name in the model. Repeated calls in one forward are layers of their own: `relu[1]`, ...
+        layer: the layer's name in the model. Repeated calls in one forward are separate layers: `relu[1]`,
+            ...
         activation: the name of the PyTorch activation.
-        axis: the dimension along which the units stand. It counts from the end, below 0, where inputs had
-            different numbers of dimensions.
-        calls: how often it was called.
-        samples: values seen of each unit.
-        activity_samples: how many of them `activity`, `dormant` and `saturated` are of.
-        finite_samples: how many of them were checked for NaN and infinities: all, or, where the fused
-            kernels' packed bits tell which units fire, those that `activity` is of.
-        fired: how many samples had a positive input; int64 [units].
-        nan: how many of the `finite_samples` had a NaN for input; int64 [units].
-        inf: how many of them had an infinite input; int64 [units].
-        activity: the mean of |h| over the `activity_samples`; float64 [units], NaN for a unit without any
-            that is finite.
-        dead: units that were in the activation's dead range in every sample, where output and gradient are
-            constant (ReLU: never had a positive input); bool [units]. None for an activation without such a
-            range.
+        axis: the units' dimension. It is negative and counts from the end if the inputs had different numbers
+            of dimensions.
+        calls: number of calls.
+        samples: number of samples of each unit.
+        activity_samples: number of samples from which `activity`, `dormant` and `saturated` are computed.
+        finite_samples: number of samples that were checked for NaN and infinities: all, or
+            `activity_samples` if the fused kernels' packed bits tell which units fire.
+        fired: number of samples with a positive input; int64 [units].
+        nan: number of `finite_samples` whose input was NaN; int64 [units].
+        inf: number of `finite_samples` whose input was infinite; int64 [units].
+        activity: mean |h| over the `activity_samples`; float64 [units]. It is NaN for a unit without a finite
+            sample.
+        dead: units that were in the activation's dead range in every sample, where the derivative is 0 (ReLU:
+            no input was positive); bool [units]. None if the activation has no such range.
         dormant: units whose activity is at most `tau` times the mean activity of the layer's units; bool
-            [units]. That is the tau-dormant neuron of Sokar et al., "The dormant neuron phenomenon in deep
-            reinforcement learning" (ICML 2023), definition 3.1. In a layer of zeros, every unit.
-        negative: the fraction of all values whose input isn't positive, NaN left out.
-        saturated: the fraction of the `activity_samples`' values where hardly any gradient passes (ELU: an
-            input of at most -3, where it is less than 5% of what it is just below 0); None for an
-            activation that doesn't saturate.
-        newly_dead: units dead now and not in the window before; bool [units], None if there is none.
-        revived: units dead in the window before and not now; likewise.
-        always_dead: units dead in every window so far, this one included; likewise.
-        p: the dropout probability of a fused module, None for others.
+            [units]. In a layer of zeros, every unit is dormant. This is the tau-dormant neuron of Sokar et
+            al., "The dormant neuron phenomenon in deep reinforcement learning" (ICML 2023), definition 3.1.
+        negative: fraction of all inputs, NaN left out, that aren't positive.
+        saturated: fraction of the inputs in `activity_samples` at which the derivative is below 5 % of its
+            largest value (ELU with alpha = 1: inputs below about -3). None if the activation doesn't
+            saturate.
+        newly_dead: units dead in this window and not in the last; bool [units]. None if there is no earlier
+            window, or if `dead` is None.
+        revived: units dead in the last window and not in this one; bool [units]. None as `newly_dead`.
+        always_dead: units dead in every window up to this one; bool [units]. None as `newly_dead`.
+        p: the dropout probability of a fused module; None for other layers.
     """
 
     layer: str
@@ -70,16 +71,16 @@ class LayerActivity:
 
     @property
     def units(self) -> int:
-        """How many there are."""
+        """The number of units."""
         return len(self.fired)
 
     @property
     def mean_activity(self) -> float:
-        """The mean of |h| over the `activity_samples` and units; NaN where no unit has any that is finite."""
+        """The mean of `activity` over the units; NaN if no unit has a finite sample."""
         return self.activity[self.activity.isfinite()].mean().item()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the figures as plain numbers, and units as lists of their indices."""
+        """Return the figures as plain numbers, and the units as lists of their indices, in a new dict."""
         return {
             "activation": self.activation,
             "units": self.units,
@@ -107,14 +108,17 @@ class LayerActivity:
 
 @dataclass(frozen=True, eq=False)
 class ActivityReport:
-    """What all layers' units did in a window. Prints as a table; `report["relu"]` is one layer.
+    """Hold the figures of all layers in a window. It prints as a table; `report["relu"]` is one layer.
 
     Attributes:
-        window: its number, from 1.
+        window: the window's number, from 1.
         tau: the threshold of dormant units.
-        layers: those that were called, in the model's order.
-        silent: names of watched modules that weren't.
-        varying: of modules that ran a varying number of times in a forward, the least and the most.
+        layers: the layers that were called, in the model's order.
+        silent: the names of watched layers that weren't called.
+        varying: the least and the most calls in a forward, by the name of each layer whose number varied.
+
+    Raises:
+        KeyError: `report[name]` names no layer of this report.
     """
 
     window: int
@@ -139,14 +143,15 @@ class ActivityReport:
         return len(self.layers)
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
-        """Return `LayerActivity.as_dict` per layer. None stands for what an activation doesn't have."""
+        """Return `LayerActivity.as_dict()` by layer. A figure that an activation doesn't have is None."""
         return {layer.layer: layer.as_dict() for layer in self.layers}
 
     def advice(self) -> list[str]:
-        """Return remedies whose causes are in these figures; empty if there is no cause.
+        """Return the remedies that these figures call for; empty if there are none.
 
-        Each names the section of the study that supports it. A unit that didn't fire in n samples fires,
-        with 95% confidence, in less than 3 of n (the rule of three): below 100 samples none is called dead.
+        Each sentence names the section of the study that supports it. By the rule of three, a unit that is
+        silent in n samples fires in less than 3 of n, with 95 % confidence. So with fewer than 100 samples,
+        the advice calls no unit dead.
         """
         return [line for layer in self.layers for line in advice(layer)]
 
@@ -169,8 +174,8 @@ class ActivityReport:
             lines.append(f"Varying: {name} ran {least} to {most} times in a forward of the model.")
         if self.silent:
             lines.append(
-                f"Not called: {', '.join(self.silent)}. What torch.compile compiled before the monitor began "
-                "isn't counted: call torch.compiler.reset() first."
+                f"Not called: {', '.join(self.silent)}. Calls that torch.compile compiled before the monitor "
+                "began aren't counted: call torch.compiler.reset() first."
             )
         return "\n".join(lines)
 
@@ -196,7 +201,7 @@ def _cells(layer: LayerActivity) -> tuple[str, ...]:
 
 
 def _not_finite(layer: LayerActivity) -> Iterator[str]:
-    """One line for a layer with inputs that aren't finite."""
+    """Yield one line for a layer with NaN or infinite inputs."""
     found = []
     for name, counts in (("NaN", layer.nan), ("infinite", layer.inf)):
         units = int((counts > 0).sum())
@@ -207,7 +212,7 @@ def _not_finite(layer: LayerActivity) -> Iterator[str]:
 
 
 def share(units: Tensor | None) -> str:
-    """How many units, and their percentage of all; a dash for none that could be."""
+    """Return the number of units and their percentage; a dash if the activation has no such units."""
     return "-" if units is None else f"{int(units.sum())} ({units.double().mean().item():.1%})"
 
 

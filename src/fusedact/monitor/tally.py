@@ -9,11 +9,11 @@ from ..kernels.counted import Row
 
 
 class Tally(NamedTuple):
-    """What has been counted of a layer's units, on the device where they are.
+    """The counts of one layer's units, on one device.
 
     Attributes:
         counts: int64 [6, 1 + units], see `Row`.
-        activity: float64 [units]: the sum of |h| over the samples that were read and aren't left out.
+        activity: float64 [units]: the sum of |h| over the samples that were read, but for those left out.
     """
 
     counts: Tensor
@@ -21,7 +21,7 @@ class Tally(NamedTuple):
 
     @classmethod
     def zeros(cls, units: int, device: torch.device | str) -> "Tally":
-        """Return an empty one."""
+        """Return a tally of zeros."""
         return cls(
             torch.zeros(len(Row), 1 + units, dtype=torch.int64, device=device),
             torch.zeros(units, dtype=torch.float64, device=device),
@@ -31,12 +31,12 @@ class Tally(NamedTuple):
         return Tally(self.counts + other.counts, self.activity + other.activity)
 
     def cpu(self) -> "Tally":
-        """Return a copy on the CPU; waits for all streams, any of which may count."""
+        """Return a copy on the CPU. This waits for all streams, since any of them may count."""
         self._wait()
         return Tally(*(tensor.to("cpu", copy=True) for tensor in self))
 
     def clone(self) -> "Tally":
-        """Return a copy where it is; waits for all streams."""
+        """Return a copy on the same device. This waits for all streams."""
         self._wait()
         return Tally(*(tensor.clone() for tensor in self))
 
@@ -45,9 +45,9 @@ class Tally(NamedTuple):
             torch.cuda.synchronize(self.counts.device)
 
     def number(self, row: Row) -> int:
-        """Return the number with which a row begins."""
+        """Return the first number of a row."""
         return int(self.counts[row, 0])
 
     def units(self, row: Row) -> Tensor:
-        """Return a row's number for each unit."""
+        """Return a row's numbers of the units."""
         return self.counts[row, 1:]

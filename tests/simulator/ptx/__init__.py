@@ -2,8 +2,9 @@
 
     library = Module(text).build(folder)
 
-What isn't covered raises `UnsupportedError`, by its name. Not modelled: the order of memory accesses, races,
-warps without convergence, textures. `arithmetic` says which instructions aren't bit-exact.
+An instruction that isn't covered raises `UnsupportedError` with its name. The order of memory accesses,
+races, warps without convergence, and textures aren't modelled. `arithmetic` lists the instructions that
+aren't bit-exact.
 """
 
 from .kinds import UnsupportedError as UnsupportedError

@@ -1,7 +1,7 @@
-"""Jumps, barriers, and what the threads of a warp tell each other.
+"""Jumps, barriers, and the exchange of values between the threads of a warp.
 
 A thread shows a value in `exchange`, waits, and reads the others'. Two rows take turns, so that no thread
-overwrites what a slower one still has to read. Warps without convergence aren't modelled.
+overwrites a value that a slower one still has to read. Warps without convergence aren't modelled.
 """
 
 from .kernel import Kernel, c_name, elements

@@ -58,7 +58,7 @@ class Kernel:
         self.locals: list[str] = []
         self.waits = 0
         self._declared: dict[str, str] = {}  # registers' types, by name or by prefix and "<"
-        self._addresses = dict(variables)  # of what isn't a register, as C expressions
+        self._addresses = dict(variables)  # of operands other than registers, as C expressions
         self._instructions = instructions
         self._shared = 0
         # Threads that can't see each other's data needn't wait: there no barrier does anything.
@@ -194,7 +194,7 @@ class Kernel:
             raise UnsupportedError(f"{self.name}: {text} ({error})") from error
 
     def wait(self) -> str:
-        """Where the threads of a block wait for each other: the function returns, and is resumed here."""
+        """Add a point at which the threads of a block wait: the function returns, and is resumed there."""
         self.waits += 1
         return f"*resume = {self.waits}; return {self.waits}; W{self.waits}:;"
 

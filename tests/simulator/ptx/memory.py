@@ -43,7 +43,7 @@ def convert_address(kernel: Kernel, modifiers: list[str], operands: list[str]) -
 
 
 class _Access:
-    """What a load or a store says of its place.
+    """The elements and the address of a load or a store.
 
     Attributes:
         kind: of each element.
@@ -127,7 +127,7 @@ def reduce(kernel: Kernel, modifiers: list[str], operands: list[str]) -> str:
 
 
 def cache_policy(kernel: Kernel, modifiers: list[str], operands: list[str]) -> str:
-    """Nothing: it is a hint for the cache, which loads and stores here don't have."""
+    """Do nothing: the instruction is a hint for a cache, and loads and stores here have none."""
     return ""
 
 

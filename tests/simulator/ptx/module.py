@@ -59,7 +59,7 @@ class Module:
         return _PRELUDE + "\n".join(c_text(kernel) for kernel in self.kernels.values())
 
     def build(self, path: Path) -> None:
-        """Write the shared object, for other processes whole from the first moment on."""
+        """Write the shared object atomically, so that other processes never see a part of it."""
         native = ["-mfma", "-mf16c"] if " fma " in Path("/proc/cpuinfo").read_text() else []
         # Another thread may be building the same.
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -78,7 +78,7 @@ def launch(
     arguments: Sequence[int | float],
     ranges: Sequence[tuple[int, int]] = (),
 ) -> None:
-    """Run a kernel. `ranges` lists what it may touch: first address, and bytes.
+    """Run a kernel. `ranges` lists the memory that it may access: first address, and bytes.
 
     Raises:
         RuntimeError: it accessed something else, or a misaligned address.
