@@ -153,7 +153,7 @@ def summary(study: Study) -> str:
     ]
     return (
         f"ReLU and dropout work together: with the tutorial's own net, p = 0.5 {effect(works[0])}. "
-        f"Units die, and the optimiser decides how many: at p = 0.5, Adam at 0.001 leaves {dead[0]:.1f} % "
+        f"Units die, and the optimiser decides how many. At p = 0.5, Adam at 0.001 leaves {dead[0]:.1f} % "
         f"dead, Adam at 0.01 {dead[1]:.1f} %, and SGD at 0.1 {dead[2]:.1f} %. "
         f"LeakyReLU for ReLU {effect(remedies[1])}; ELU {effect(remedies[3])}."
     )
