@@ -1,6 +1,7 @@
 """The study's page, written from its results: python -m benchmarks.dead_neurons --page."""
 
 import json
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 from .figures import NAMES, draw, figures
 from .questions import ACCURACY, SILENT, TUTORIAL, Answer, At, Question, Results, answers
 from .regimes import ACTIVATIONS, ADAM, FAST_ADAM, PROBABILITIES, REGIMES, SGD, Regime
-from .text import NOT_TESTED, SECTIONS, Section, effect
+from .text import NOT_TESTED, SECTIONS, Section, effect, most
 
 
 class Study(NamedTuple):
@@ -41,10 +42,9 @@ def said(answer: Answer) -> str:
             f"**{word}**, {sign(answer.difference)} {unit} ({interval}, {probability(answer.probability)})"
         )
     else:
-        most = max(abs(answer.low), abs(answer.high))
         ending = (
             f"**no difference beyond noise** ({interval}, {probability(answer.probability)}); "
-            f"these data allow up to {most:.2f} {unit}"
+            f"these data allow up to {most(answer):.2f} {unit}"
         )
     return f"- {q.measure.capitalize()}, {changed(q)}: {values}: {ending}."
 
@@ -153,9 +153,9 @@ def summary(study: Study) -> str:
     ]
     return (
         f"ReLU and dropout work together: with the tutorial's own net, p = 0.5 {effect(works[0])}. "
-        f"Units die, and the optimiser decides how many. At p = 0.5, training with Adam at 0.001 leaves "
-        f"{dead[0]:.1f} % dead. With Adam at 0.01 it is {dead[1]:.1f} %, with SGD at 0.1 {dead[2]:.1f} %. "
-        f"In that net LeakyReLU for ReLU {effect(remedies[1])}, and ELU for ReLU {effect(remedies[3])}."
+        f"Units die, and the optimiser decides how many. At p = 0.5, Adam at 0.001 leaves {dead[0]:.1f} % "
+        f"dead, Adam at 0.01 {dead[1]:.1f} %, and SGD at 0.1 {dead[2]:.1f} %. "
+        f"LeakyReLU for ReLU {effect(remedies[1])}; ELU {effect(remedies[3])}."
     )
 
 
@@ -233,7 +233,9 @@ def write(study: Study, docs: Path) -> None:
 
 def readme(study: Study) -> str:
     """Return the README's sentences."""
-    return f"{summary(study)} [The study](docs/study.md) has the figures."
+    words = textwrap.fill(f"{summary(study)} [The study](docs/study.md) has the details.", 118)
+    kills = next(part for part in SECTIONS if part.key == "kills")
+    return f"{words}\n\n![{kills.caption}](docs/study-{kills.key}.svg)"
 
 
 def page(study: Study) -> str:

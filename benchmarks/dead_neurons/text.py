@@ -8,11 +8,16 @@ from .questions import ACCURACY, Answer
 Answers = Sequence[Answer]
 
 
+def most(answer: Answer) -> float:
+    """Return the largest change that the 95 % interval allows, in points."""
+    return max(abs(answer.low), abs(answer.high))
+
+
 def effect(answer: Answer) -> str:
     """Return the change's effect, as the end of a sentence."""
     what = "accuracy" if answer.question.measure == ACCURACY else "the share of silent units"
     if not answer.clear:
-        return f"makes no difference to {what} beyond noise"
+        return f"changes {what} by at most {most(answer):.2f} points, if at all"
     verb = "raises" if answer.difference > 0 else "lowers"
     return f"{verb} {what} from {answer.old:.1f} to {answer.new:.1f} %"
 
