@@ -94,15 +94,29 @@ def two():
         pytest.skip("needs two CUDA GPUs")
 
 
-@pytest.fixture
-def cold():
-    """As in a new process: nothing is configured or loaded."""
+def _forget_kernels():
     from fusedact import dispatch
     from fusedact.kernels import configuration
 
     configuration._forward_kernel.cache_clear()
     configuration._backward_kernel.cache_clear()
     dispatch.configured.cache_clear()
+
+
+@pytest.fixture
+def cold():
+    """As in a new process: nothing is configured or loaded."""
+    _forget_kernels()
+
+
+@pytest.fixture
+def no_graphs(monkeypatch):
+    """A first launch compiles no second kernel for CUDA graphs, which would take as long as the first."""
+    from fusedact.kernels.launcher import Kernel
+
+    monkeypatch.setattr(Kernel, "_load", lambda *arguments: None)
+    yield
+    _forget_kernels()
 
 
 @pytest.fixture

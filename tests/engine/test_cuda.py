@@ -16,6 +16,7 @@ from fusedact.masks import plan as plans
 pytestmark = pytest.mark.usefixtures("cuda")
 
 
+@pytest.mark.usefixtures("no_graphs")
 @representatives
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_equals_eager_bit_for_bit(activation, dtype):
@@ -25,6 +26,7 @@ def test_equals_eager_bit_for_bit(activation, dtype):
         assert_same(activation, torch.randn(100_000, device="cuda", dtype=dtype), p)
 
 
+@pytest.mark.usefixtures("no_graphs")
 @representatives
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_in_place_equals_the_activation_in_place(activation, dtype):
@@ -60,6 +62,7 @@ def test_launches_see_the_current_stream_device_and_alignment(activation):
         assert_same(activation, base[start : start + 4096], 0.3)
 
 
+@pytest.mark.usefixtures("no_graphs")
 @representatives
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_equals_eager_on_other_layouts(activation, dtype):
@@ -101,6 +104,7 @@ def test_the_oracle_is_nn_dropouts_mask(dtype):
             assert generator.get_offset() == offset + increment
 
 
+@pytest.mark.usefixtures("no_graphs")
 @representatives
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_fast_draws_the_oracles_mask_from_the_devices_generator(activation, dtype):

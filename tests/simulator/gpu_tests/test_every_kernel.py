@@ -14,7 +14,6 @@ from contract.truth import TRUTHS, Tensors
 
 from fusedact import masks, rows
 from fusedact.activations import Saves
-from fusedact.kernels.launcher import Kernel
 from fusedact.masks.plan import RNGS
 from tests.simulator import gpu
 
@@ -37,10 +36,7 @@ def combinations():
                 )
 
 
-@pytest.fixture(autouse=True)
-def _no_more_kernels_than_run(monkeypatch):
-    """A first launch loads the kernel for graphs too, which takes as long to compile."""
-    monkeypatch.setattr(Kernel, "_load", lambda *arguments: None)
+pytestmark = pytest.mark.usefixtures("no_graphs")
 
 
 def oracle(activation, x, rng, seed, offset):
