@@ -169,10 +169,16 @@ def _scalars(double: bool, *numbers: float) -> tuple[float | int, ...]:
 
 @functools.cache
 def packs() -> bool:
-    """Return whether every GPU has the instructions of `packed`."""
+    """Return whether every GPU has the instructions of `packed`, and gains by them."""
     if torch.version.hip or triton.knobs.runtime.interpret:
         return False
-    return all(torch.cuda.get_device_capability(gpu) >= (8, 0) for gpu in range(torch.cuda.device_count()))
+    gpus = range(torch.cuda.device_count())
+    return all(packs_on(*torch.cuda.get_device_capability(gpu)) for gpu in gpus)
+
+
+def packs_on(major: int, minor: int) -> bool:
+    """Return the same for one compute capability. From sm_100 on, ptxas itself widens pairs."""
+    return 8 <= major < 10
 
 
 def constants(row: Activation, dtype: torch.dtype, plan: Plan, unit: bool, rounds: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Pairs of bfloat16 numbers in one 32-bit register, as inline PTX for NVIDIA's GPUs from sm_80 on.
+"""Pairs of bfloat16 numbers in one 32-bit register, as inline PTX for NVIDIA's sm_80 to sm_90.
 
 From Triton's own conversions, ptxas makes two instructions where it widens a register's upper half, and one
 for each number that it rounds. Where PACKED is false they run, with the same results.
