@@ -11,9 +11,21 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import observer
-from .._torch import PRE_HOOKS, UNSTORED, part
+from .._torch import PRE_HOOKS, UNSTORED, child, part
 from ..activations import Bound
-from .recognise import FRESH, IDENTITY, NEW, activation, commutes, dropout, fused, is_identity, is_sequence
+from .recognise import (
+    FRESH,
+    IDENTITY,
+    NEW,
+    activation,
+    commutes,
+    dropout,
+    fused,
+    fused_modules,
+    is_identity,
+    is_sequence,
+    stands_alone,
+)
 
 Key = tuple[Any, ...] | str  # of a place in a module's code
 CHAIN = "Sequential.forward"
@@ -112,25 +124,41 @@ class Calls:
 
     def pair(self, first: Key, key: Key, drop: Any, act: Any, x: Any, /) -> Any:
         """`drop(act(x))`: a `finish` on a `begin`, as most pairs are, without what others need."""
-        if type(x) is not Deferred and not self.watchers and not getattr(act, PRE_HOOKS, None):
-            p = dropout(drop, (x,), {}, NEW)
-            if p is not None and 0.0 < p < 1.0:
-                activated = activation(act, (x,), {})
-                result = None if activated is None else fused(activated, x, p, ())
-                if result is not None:
-                    return result
+        if not self.watchers:
+            result = fused_modules(drop, act, x)
+            if result is not None:
+                return result
         return self.finish(key, drop, self.begin(first, None, act, x))
+
+    def then(self, first: Key, key: Key, act: Any, x: Any, module: nn.Module, name: str, /) -> Any:
+        """`h = act(x)` and `module.name(h)` in two statements: the activation runs before that lookup."""
+        if not self.watchers:
+            result = fused_modules(child(module, name), act, x)
+            if result is not None:
+                return result
+        held = self.begin(first, None, act, x)
+        return self.finish(key, part(module, name), held)
 
     def chain(
         self, key: Key, callees: Iterable[Any], held: Any, fresh: Any = None, opens: bool = False
     ) -> Any:
         """One call after the other, as `nn.Sequential` does. With `opens` the last may be put off."""
-        for i, callee in enumerate(callees):
+        steps = enumerate(callees)
+        for i, callee in steps:
+            last = callee
             if type(callee) in FRESH and type(held) is not Deferred:
                 held = callee(held)
-            else:
+            elif self.watchers or not stands_alone(callee):
                 held = self.begin((key, i), fresh, callee, held)
-            fresh = callee
+            else:
+                following = next(steps, None)
+                result = fused_modules(following[1], callee, held, fresh) if following else None
+                if result is None:
+                    held = self.begin((key, i), fresh, callee, held)
+                if following:
+                    i, last = following
+                    held = self.begin((key, i), callee, last, held) if result is None else result
+            fresh = last
         return held if opens else value(held)
 
     def _together(

@@ -44,7 +44,7 @@ DROPOUTS: dict[Any, tuple[str, ...]] = {
 _Dropout, _dropout_forward, _f_dropout = nn.Dropout, nn.Dropout.forward, F.dropout
 _identity_forward, _sequential_forward = nn.Identity.forward, nn.Sequential.forward
 _function_modes, _global_hooks = _torch.function_modes, _torch.global_hooks
-_calls_alone = _torch.calls_alone
+_calls_alone, _is_bare = _torch.calls_alone, _torch.is_bare
 # Tests put others in their place.
 runs_kernels, by_kernels = dispatch.runs_kernels, dispatch.by_kernels
 
@@ -131,11 +131,16 @@ def activation(
         known = known_module(type(callee))
     if known is None or len(args) + len(kwargs) != 1 or not _calls_alone(callee, known.forward, only_look):
         return None
-    own = callee.__dict__
+    return _bound(known, callee, producer)
+
+
+def _bound(known: Known, module: Any, producer: Any) -> Bound | None:
+    """What a module computes by its attributes."""
+    own = module.__dict__
     if (
         ("inplace" in own and own["inplace"] is not False and not is_fresh(producer))
         or (known.widens and _torch.is_autocast())
-        or (known.holds and "act" in own and not _is_own(own["act"], callee, known.row))
+        or (known.holds and "act" in own and not _is_own(own["act"], module, known.row))
     ):
         return None
     if known.alone is not None:
@@ -278,3 +283,35 @@ def fused(activated: Bound, x: Any, p: float, watchers: Watchers) -> Tensor | No
         return None
     row, values = activated
     return run(row, x, values, p, False, "eager", watchers)
+
+
+def fused_modules(drop: Any, act: Any, x: Any, producer: Any = None) -> Tensor | None:
+    """The same for two modules that nothing hangs on, as in most pairs; None if it takes a closer look."""
+    known = MODULES.get(type(act))
+    if known is None or type(drop) is not _Dropout:
+        return None
+    dropping = drop.__dict__
+    p = dropping.get("p")
+    if (
+        dropping["training"] is not True
+        or type(p) is not float
+        or not 0.0 < p < 1.0
+        or not runs_kernels(x)
+        or dropping.get("inplace") is not False
+        or type(act).forward is not known.forward
+        or _Dropout.forward is not _dropout_forward
+        or F.dropout is not _f_dropout
+        or not _is_bare(act.__dict__)
+        or not _is_bare(dropping)
+        or any(_global_hooks)
+        or _function_modes()
+    ):
+        return None
+    bound = _bound(known, act, producer)
+    return None if bound is None else by_kernels(bound.row, x, bound.values, p, False, "eager", ())
+
+
+def stands_alone(callee: Any) -> bool:
+    """It is an activation whose call runs nobody's code: what comes after it may be known before."""
+    known = MODULES.get(type(callee))
+    return known is not None and type(callee).forward is known.forward and _is_bare(callee.__dict__)
