@@ -18,13 +18,13 @@ from .recognise import (
     IDENTITY,
     NEW,
     activation,
+    at_once,
     commutes,
     dropout,
+    dropped,
     fused,
-    fused_modules,
     is_identity,
     is_sequence,
-    stands_alone,
 )
 
 Key = tuple[Any, ...] | str  # of a place in a module's code
@@ -124,16 +124,18 @@ class Calls:
 
     def pair(self, first: Key, key: Key, drop: Any, act: Any, x: Any, /) -> Any:
         """`drop(act(x))`: a `finish` on a `begin`, as most pairs are, without what others need."""
-        if not self.watchers:
-            result = fused_modules(drop, act, x)
+        activated = None if self.watchers else at_once(act)
+        if activated is not None:
+            result = dropped(drop, activated, x)
             if result is not None:
                 return result
         return self.finish(key, drop, self.begin(first, None, act, x))
 
     def then(self, first: Key, key: Key, act: Any, x: Any, module: nn.Module, name: str, /) -> Any:
         """`h = act(x)` and `module.name(h)` in two statements: the activation runs before that lookup."""
-        if not self.watchers:
-            result = fused_modules(child(module, name), act, x)
+        activated = None if self.watchers else at_once(act)
+        if activated is not None:
+            result = dropped(child(module, name), activated, x)
             if result is not None:
                 return result
         held = self.begin(first, None, act, x)
@@ -143,22 +145,26 @@ class Calls:
         self, key: Key, callees: Iterable[Any], held: Any, fresh: Any = None, opens: bool = False
     ) -> Any:
         """One call after the other, as `nn.Sequential` does. With `opens` the last may be put off."""
-        steps = enumerate(callees)
-        for i, callee in steps:
-            last = callee
-            if type(callee) in FRESH and type(held) is not Deferred:
-                held = callee(held)
-            elif self.watchers or not stands_alone(callee):
-                held = self.begin((key, i), fresh, callee, held)
-            else:
-                following = next(steps, None)
-                result = fused_modules(following[1], callee, held, fresh) if following else None
+        steps, i, watched = iter(callees), 0, self.watchers
+        for callee in steps:
+            activated = None if watched else at_once(callee, fresh)
+            if activated is not None:
+                following = next(steps, steps)
+                result = dropped(following, activated, held)
                 if result is None:
                     held = self.begin((key, i), fresh, callee, held)
-                if following:
-                    i, last = following
-                    held = self.begin((key, i), callee, last, held) if result is None else result
-            fresh = last
+                    if following is steps:
+                        break
+                    result = self.begin((key, i + 1), callee, following, held)
+                held, fresh = result, following
+                i += 2
+                continue
+            if type(callee) in FRESH and type(held) is not Deferred:
+                held = callee(held)
+            else:
+                held = self.begin((key, i), fresh, callee, held)
+            fresh = callee
+            i += 1
         return held if opens else value(held)
 
     def _together(

@@ -285,33 +285,34 @@ def fused(activated: Bound, x: Any, p: float, watchers: Watchers) -> Tensor | No
     return run(row, x, values, p, False, "eager", watchers)
 
 
-def fused_modules(drop: Any, act: Any, x: Any, producer: Any = None) -> Tensor | None:
-    """The same for two modules that nothing hangs on, as in most pairs; None if it takes a closer look."""
+# Most pairs are two modules that nothing hangs on. These two functions look at each of them once.
+
+
+def at_once(act: Any, producer: Any = None) -> Bound | None:
+    """What an activation's module computes, if calling it runs nobody's code; `producer` as above."""
     known = MODULES.get(type(act))
-    if known is None or type(drop) is not _Dropout:
+    if known is None or type(act).forward is not known.forward or not _is_bare(act.__dict__):
         return None
-    dropping = drop.__dict__
-    p = dropping.get("p")
+    return _bound(known, act, producer)
+
+
+def dropped(drop: Any, activated: Bound, x: Any) -> Tensor | None:
+    """One kernel's result for that and a module of dropout; None if that takes a closer look."""
+    if type(drop) is not _Dropout:
+        return None
+    own = drop.__dict__
+    p = own.get("p")
     if (
-        dropping["training"] is not True
+        own["training"] is not True
         or type(p) is not float
         or not 0.0 < p < 1.0
         or not runs_kernels(x)
-        or dropping.get("inplace") is not False
-        or type(act).forward is not known.forward
+        or own.get("inplace") is not False
         or _Dropout.forward is not _dropout_forward
         or F.dropout is not _f_dropout
-        or not _is_bare(act.__dict__)
-        or not _is_bare(dropping)
+        or not _is_bare(own)
         or any(_global_hooks)
         or _function_modes()
     ):
         return None
-    bound = _bound(known, act, producer)
-    return None if bound is None else by_kernels(bound.row, x, bound.values, p, False, "eager", ())
-
-
-def stands_alone(callee: Any) -> bool:
-    """It is an activation whose call runs nobody's code: what comes after it may be known before."""
-    known = MODULES.get(type(callee))
-    return known is not None and type(callee).forward is known.forward and _is_bare(callee.__dict__)
+    return by_kernels(activated.row, x, activated.values, p, False, "eager", ())

@@ -185,7 +185,8 @@ class _Rewriter(ast.NodeTransformer):
         match args, call.keywords:
             case [ast.Call(ast.Attribute(ast.Name(n), "begin"), [at, ast.Constant(None), act, x], [])], []:
                 if call in self.joined:
-                    return self._call(call, "then", [at, *before, act, x, *callee.args], [])
+                    module_and_name = callee.args  # type: ignore[attr-defined]
+                    return self._call(call, "then", [at, *before, act, x, *module_and_name], [])
                 if kind == "finish" and n == _CALLS and not isinstance(x, ast.Starred):
                     return self._call(call, "pair", [at, *before, callee, act, x], [])
         if kind != "finish":
