@@ -117,7 +117,11 @@ class _Code:
         replaced = own is not None and getattr(own, "__self__", None) is not self.module
         self.problem = "its forward was replaced" if replaced else rewrite.changeable(self.method)
         if self.method.node is None or replaced:
-            yield from self._hidden()
+            # Code that can't be read may call the dropouts that it names.
+            for name, child in _torch.parts(self.module).items():
+                half = half_of(child)
+                if half and half.dropout and name in self.method.names:
+                    yield self._found((), f"? -> {half.text}", half, self.problem)
             return
         self.flow: Function = function(self.method.node)
         self.index = {node: i for i, node in enumerate(self.flow.nodes)}
@@ -126,13 +130,6 @@ class _Code:
         yield from self._pairs()
         if self.roles and not self.problem:
             self.survey.roles.setdefault(self.module, {})[self.method] = self.roles
-
-    def _hidden(self) -> Iterator[Place]:
-        """The module's dropouts that code which can't be read may call."""
-        for name, child in _torch.parts(self.module).items():
-            half = half_of(child)
-            if half and half.dropout and name in self.method.names:
-                yield self._found((), f"? -> {half.text}", half, self.problem)
 
     def _found(self, key: Key, text: str, half: Half, reason: str) -> Place:
         name = f"{_join(self.path, self.method.name)}: {text}"
@@ -156,8 +153,10 @@ class _Code:
                 for second, path, problem in () if one.identity else self._reached(call, halves):
                     for other in [other for other in halves[second] if make_pair(one, other)]:
                         reason = one.problem or other.problem or problem or self.problem
-                        if not reason and inplace and not self._gets_fresh(call):
-                            reason = IN_PLACE.format(self._text(call))
+                        if not reason and inplace:
+                            producers = self._values(self.flow.producer(call)) or [None]
+                            fresh = all(map(recognise.is_fresh, producers))
+                            reason = "" if fresh else IN_PLACE.format(self._text(call))
                         if not problem:
                             self._role(call, "fresh" if inplace else "begin")
                             for between in path:
@@ -197,10 +196,6 @@ class _Code:
                 half = half if half and not half.dropout else None
             if half and not (is_method(call) and getattr(call.func, "value", None) == self.method.self):
                 yield half
-
-    def _gets_fresh(self, call: ast.Call) -> bool:
-        producers = self._values(self.flow.producer(call)) or [None]
-        return all(map(recognise.is_fresh, producers))
 
     def _text(self, call: ast.Call) -> str:
         return f".{call.func.attr}" if is_method(call) else ast.unparse(call.func)  # type: ignore[attr-defined]
