@@ -56,35 +56,44 @@ def parts(module: nn.Module) -> dict[str, nn.Module | None]:
 _lookup, _any_lookup = nn.Module.__getattr__, object.__getattribute__
 
 
-def part(module: nn.Module, name: str) -> Any:
-    """Return `module.name`; for a child in half the time of PyTorch's lookup."""
+def child(module: nn.Module, name: str) -> nn.Module | None:
+    """Return `module.name` if PyTorch's lookup finds a child; None if that may run the model's code."""
     own, cls = module.__dict__, type(module)
-    child = own["_modules"].get(name)
+    found: nn.Module | None = own["_modules"].get(name)
     if (
-        child is None
+        found is None
         or name in own
         or name in own["_parameters"]
         or name in own["_buffers"]
-        or getattr(cls, name, None) is not None
         or cls.__getattr__ is not _lookup
         or cls.__getattribute__ is not _any_lookup
+        or getattr(cls, name, _lookup) is not _lookup  # a class's attribute hides a child, even if None
     ):
-        return getattr(module, name)
-    return child
+        return None
+    return found
+
+
+def part(module: nn.Module, name: str) -> Any:
+    """Return `module.name`; a child in half the time that PyTorch's lookup takes."""
+    found = child(module, name)
+    return getattr(module, name) if found is None else found
+
+
+def is_bare(own: Mapping[str, Any], may_stay: Callable[[Mapping[int, Any]], bool] | None = None) -> bool:
+    """Whether a module of these attributes has no forward of its own, nor hooks but those that `may_stay`."""
+    after, before = own["_forward_hooks"], own["_forward_pre_hooks"]
+    return not (
+        own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+        or "_compiled_call_impl" in own
+        or ((after or before) and not (may_stay and may_stay(after) and may_stay(before)))
+    )
 
 
 def calls_alone(module: nn.Module, forward: Any, may_stay: Callable[[Mapping[int, Any]], bool]) -> bool:
-    """Whether a call of `module` runs `forward` alone, but for global hooks and hooks that `may_stay`."""
-    own = module.__dict__
-    after, before = own["_forward_hooks"], own["_forward_pre_hooks"]
-    return (
-        type(module).forward is forward
-        and not (own["_backward_hooks"] or own["_backward_pre_hooks"])
-        and not (after and not may_stay(after))
-        and not (before and not may_stay(before))
-        and "forward" not in own
-        and "_compiled_call_impl" not in own
-    )
+    """Whether calling `module` runs `forward`, hooks that `may_stay` or all modules have, and no more."""
+    return type(module).forward is forward and is_bare(module.__dict__, may_stay)
 
 
 def has_users_modes() -> bool:

@@ -325,6 +325,32 @@ class Used:
             self.p = 0.1
             return x
 
+    class HookReplacesDropout(Plain):
+        """The hook on the activation sets the dropout that the next statement calls."""
+
+        def forward(self, x):
+            kept = self.drop
+            handle = self.act.register_forward_hook(lambda *_: setattr(self, "drop", nn.Dropout(0.9)))
+            h = self.act(self.fc(x))
+            h = self.drop(h)
+            handle.remove()
+            self.drop = kept
+            return h
+
+    class LookupThatCounts(Plain):
+        """Each look at the attribute gives another function."""
+
+        def __getattr__(self, name):
+            if name != "drop":
+                return super().__getattr__(name)
+            self.__dict__["looks"] = self.__dict__.get("looks", 0) + 1
+            return functools.partial(torch.mul, torch.tensor(float(self.looks)))
+
+        def forward(self, x):
+            h = self.act(self.fc(x))
+            h = self.drop(h)
+            return self.drop(self.act(h))
+
     class InPlaceTurnedOn(Plain):
         def forward(self, x):
             h = self.fc(x)
@@ -385,3 +411,12 @@ def test_other_uses(kernels, cls, training):
         model.train(training)
     assert_same(net, new, X)
     assert_unchanged(net, new)
+
+
+def test_a_class_may_hide_a_child_with_none():
+    class Hidden(Plain):
+        drop = None
+
+    for model in (Hidden(), fuse(Hidden())):
+        with pytest.raises(TypeError, match="'NoneType' object is not callable"):
+            model(X)

@@ -70,6 +70,20 @@ def test_hook_on_a_container_sees_what_it_saw(kernels):
     check(kernels, nn.Sequential(inner, nn.Dropout()), X, fused=0)
 
 
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
+def test_a_hook_that_replaces_what_comes_next(kernels, kind):
+    net = nn.Sequential(linear(), nn.ReLU(), nn.Dropout(0.3))
+    new = fuse(net)
+    for model in (net, new):
+
+        def replace(*_, model=model):
+            model[2] = nn.Dropout(0.9)
+
+        getattr(model[1], kind)(replace)
+    assert_same(net, new, X)
+    assert not kernels
+
+
 def test_called_by_code_that_drops(kernels):
     class Net(nn.Module):
         def __init__(self):

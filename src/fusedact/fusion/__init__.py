@@ -25,7 +25,8 @@ Arrows run one way: api -> survey -> rewrite -> source, dataflow, pair -> recogn
 package, with halves beside recognise.
 """
 
-from .api import Place, fuse, fusion_report, places, unfuse
+from .api import fuse, fusion_report, places, unfuse
 from .report import FusionReport, Pair
+from .survey import Place
 
 __all__ = ["FusionReport", "Pair", "Place", "fuse", "fusion_report", "places", "unfuse"]

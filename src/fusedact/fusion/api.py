@@ -2,19 +2,17 @@
 
 import copy
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
 from torch import nn
 
-from ..activations import Activation
 from ..checks import check_flag, check_module
 from . import recognise, rewrite
-from .pair import Calls, Key, calls_of, mark
+from .pair import Calls, calls_of, mark
 from .report import FusionReport, Pair
 from .source import LOCK
-from .survey import Found, Survey
+from .survey import Place, Survey
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -92,73 +90,30 @@ def fusion_report(model: nn.Module) -> FusionReport:
         ValueError: it isn't fused.
     """
     report = FusionReport()
-    for found in _found(model):
-        saves = "" if found.reason else recognise.saves(found.half.row)
-        pair = Pair(found.at, found.text, found.reason, saves)
-        (report.left if found.reason else report.fused).append(pair)
+    for place in _found(model):
+        saves = "" if place.reason else recognise.saves(place.row)
+        pair = Pair(place.reported, place.pair, place.reason, saves)
+        (report.left if place.reason else report.fused).append(pair)
     return report
-
-
-@dataclass(frozen=True, eq=False)
-class Place:
-    """Where one module's calls have a pair.
-
-    Attributes:
-        module: the module.
-        path: its name in the model.
-        name: of the place, as in "features.1-2" or "mlp.forward: F.relu -> self.drop".
-        row: the activation's; None if that is known only while it runs.
-        activation: the module that is called for it; None for a function.
-    """
-
-    module: nn.Module
-    path: str
-    name: str
-    row: Activation | None
-    activation: nn.Module | None
-    key: Key
-
-    def watch(self, watcher: Any) -> Callable[[], None]:
-        """Give the inputs of the place's activation to `watcher`, fused or not; see `Watcher`.
-
-        A copy of the model, and what is loaded of it, isn't watched.
-
-        Returns:
-            A function that ends it.
-        """
-        calls = calls_of(self.module)
-        if calls is None:
-            raise ValueError(f"the model must be fused while place {self.name!r} is watched, but it isn't")
-        watchers = calls.watchers
-        watchers[self.key] = (*watchers.get(self.key, ()), watcher)
-
-        def detach() -> None:
-            left = tuple(w for w in watchers.get(self.key, ()) if w is not watcher)
-            if left:
-                watchers[self.key] = left
-            else:
-                watchers.pop(self.key, None)
-
-        return detach
 
 
 def places(model: nn.Module) -> list[Place]:
     """The places of a fused model where pairs run fused, each with a name of its own."""
-    fused = {(id(found.module), found.key): found for found in _found(model) if not found.reason}
-    counts, numbers = Counter(found.name for found in fused.values()), Counter[str]()
+    fused = {(id(place.module), place.key): place for place in _found(model) if not place.reason}
+    counts, numbers = Counter(place.name for place in fused.values()), Counter[str]()
     result = []
-    for found in fused.values():
-        numbers[found.name] += 1
-        name = f"{found.name} [{numbers[found.name]}]" if counts[found.name] > 1 else found.name
-        result.append(Place(found.module, found.path, name, found.half.row, found.half.module, found.key))
+    for place in fused.values():
+        numbers[place.name] += 1
+        number = f" [{numbers[place.name]}]" if counts[place.name] > 1 else ""
+        result.append(replace(place, name=place.name + number))
     return result
 
 
-def _found(model: nn.Module) -> list[Found]:
-    """The pairs of a fused model."""
+def _found(model: nn.Module) -> list[Place]:
+    """All places of a fused model."""
     _check_fused(model)
     with LOCK:
-        return list(Survey(True).of(model).pairs.values())
+        return list(Survey(True).of(model).places.values())
 
 
 def _check_fused(model: nn.Module) -> None:

@@ -111,7 +111,8 @@ class Function:
             or self._reads(statement, name) > 1
             or self._is_read_after(name, statement)
         )
-        before = self._before(statement)
+        # Right before it runs the statement above, or one of the last ones of an `if` there.
+        before = [last for above in self._block(statement)[0][-1:] for last in _last(above)]
         for first in dict.fromkeys([*before, self._statement(max(stores, key=_end))]):
             targets = first.targets if isinstance(first, ast.Assign) else [getattr(first, "target", None)]
             value = first.value if isinstance(first, ast.Assign | ast.AnnAssign) else None
@@ -131,12 +132,10 @@ class Function:
                 if ast.unparse(load) in kept:
                     yield n.value, KEPT
 
-    def _is_read(self, name: ast.Name) -> bool:
-        return isinstance(name.ctx, ast.Load) or isinstance(self.parents[name], ast.AugAssign)
-
     def _reads(self, node: ast.AST, name: str) -> int:
         """How often the code of `node` reads the variable."""
-        return sum(isinstance(n, ast.Name) and n.id == name and self._is_read(n) for n in ast.walk(node))
+        found = [n for n in ast.walk(node) if isinstance(n, ast.Name) and n.id == name]
+        return sum(isinstance(n.ctx, ast.Load) or isinstance(self.parents[n], ast.AugAssign) for n in found)
 
     def _is_read_after(self, name: str, statement: ast.stmt) -> bool:
         """When `statement` has run, or failed, someone may read what the variable held before it."""
@@ -189,11 +188,6 @@ class Function:
         while not isinstance(node, ast.stmt):
             node = self.parents[node]
         return node
-
-    def _before(self, statement: ast.stmt) -> list[ast.stmt]:
-        """The statements that may run right before it: the one above, or the last ones of an `if` there."""
-        above = self._block(statement)[0]
-        return list(_last(above[-1])) if above else []
 
     def _are_apart(self, one: ast.AST, other: ast.AST) -> bool:
         """They stand in the two branches of an `if`."""

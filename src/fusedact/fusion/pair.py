@@ -3,6 +3,9 @@
 The first call of a pair is put off until the second one: `begin(act, x)` gives a `Deferred`, which only
 `finish(drop, deferred)` gets to see. If the two are a pair that a kernel takes there and then, it runs. Else
 the two calls run as they were written, in their order.
+
+Putting off takes microseconds. So where both are at hand, as in `pair`, `then` and `chain`, two modules that
+nothing hangs on run at once.
 """
 
 from collections.abc import Iterable
@@ -11,9 +14,21 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import observer
-from .._torch import PRE_HOOKS, UNSTORED, part
+from .._torch import PRE_HOOKS, UNSTORED, child, part
 from ..activations import Bound
-from .recognise import FRESH, IDENTITY, NEW, activation, commutes, dropout, fused, is_identity, is_sequence
+from .recognise import (
+    FRESH,
+    IDENTITY,
+    NEW,
+    activation,
+    at_once,
+    commutes,
+    dropout,
+    dropped,
+    fused,
+    is_identity,
+    is_sequence,
+)
 
 Key = tuple[Any, ...] | str  # of a place in a module's code
 CHAIN = "Sequential.forward"
@@ -112,25 +127,47 @@ class Calls:
 
     def pair(self, first: Key, key: Key, drop: Any, act: Any, x: Any, /) -> Any:
         """`drop(act(x))`: a `finish` on a `begin`, as most pairs are, without what others need."""
-        if type(x) is not Deferred and not self.watchers and not getattr(act, PRE_HOOKS, None):
-            p = dropout(drop, (x,), {}, NEW)
-            if p is not None and 0.0 < p < 1.0:
-                activated = activation(act, (x,), {})
-                result = None if activated is None else fused(activated, x, p, ())
-                if result is not None:
-                    return result
+        activated = None if self.watchers else at_once(act)
+        if activated is not None:
+            result = dropped(drop, activated, x)
+            if result is not None:
+                return result
         return self.finish(key, drop, self.begin(first, None, act, x))
+
+    def then(self, first: Key, key: Key, act: Any, x: Any, module: nn.Module, name: str, /) -> Any:
+        """`h = act(x)` and `module.name(h)` in two statements: the activation runs before that lookup."""
+        activated = None if self.watchers else at_once(act)
+        if activated is not None:
+            result = dropped(child(module, name), activated, x)
+            if result is not None:
+                return result
+        held = self.begin(first, None, act, x)
+        return self.finish(key, part(module, name), held)
 
     def chain(
         self, key: Key, callees: Iterable[Any], held: Any, fresh: Any = None, opens: bool = False
     ) -> Any:
         """One call after the other, as `nn.Sequential` does. With `opens` the last may be put off."""
-        for i, callee in enumerate(callees):
+        steps, i, watched = iter(callees), 0, self.watchers
+        for callee in steps:
+            activated = None if watched else at_once(callee, fresh)
+            if activated is not None:
+                following = next(steps, steps)
+                result = dropped(following, activated, held)
+                if result is None:
+                    held = self.begin((key, i), fresh, callee, held)
+                    if following is steps:
+                        break
+                    result = self.begin((key, i + 1), callee, following, held)
+                held, fresh = result, following
+                i += 2
+                continue
             if type(callee) in FRESH and type(held) is not Deferred:
                 held = callee(held)
             else:
                 held = self.begin((key, i), fresh, callee, held)
             fresh = callee
+            i += 1
         return held if opens else value(held)
 
     def _together(

@@ -36,15 +36,15 @@ CALLABLES = types.FunctionType | types.BuiltinFunctionType | types.MethodDescrip
 _LAYERS = (nn.Linear, nn.Bilinear, _torch.CONVOLUTION, _torch.NORM, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 # Modules of exactly these classes give a new tensor that nobody else holds.
 FRESH = frozenset(cls for cls in vars(nn).values() if isinstance(cls, type) and issubclass(cls, _LAYERS))
-DROPOUTS: dict[Any, tuple[str, ...]] = {
-    F.dropout: ("p", "training", "inplace"),
-    torch.dropout: ("p", "train"),
+DROPOUTS: dict[Any, dict[str, Any]] = {
+    F.dropout: {"p": 0.5, "training": True, "inplace": False},
+    torch.dropout: {"p": 0.5, "train": True},
 }
 # Looked up once: they are asked at every call.
 _Dropout, _dropout_forward, _f_dropout = nn.Dropout, nn.Dropout.forward, F.dropout
 _identity_forward, _sequential_forward = nn.Identity.forward, nn.Sequential.forward
 _function_modes, _global_hooks = _torch.function_modes, _torch.global_hooks
-_calls_alone = _torch.calls_alone
+_calls_alone, _is_bare = _torch.calls_alone, _torch.is_bare
 # Tests put others in their place.
 runs_kernels, by_kernels = dispatch.runs_kernels, dispatch.by_kernels
 
@@ -131,11 +131,16 @@ def activation(
         known = known_module(type(callee))
     if known is None or len(args) + len(kwargs) != 1 or not _calls_alone(callee, known.forward, only_look):
         return None
-    own = callee.__dict__
+    return _bound(known, callee, producer)
+
+
+def _bound(known: Known, module: Any, producer: Any) -> Bound | None:
+    """What a module computes by its attributes."""
+    own = module.__dict__
     if (
         ("inplace" in own and own["inplace"] is not False and not is_fresh(producer))
         or (known.widens and _torch.is_autocast())
-        or (known.holds and "act" in own and not _is_own(own["act"], callee, known.row))
+        or (known.holds and "act" in own and not _is_own(own["act"], module, known.row))
     ):
         return None
     if known.alone is not None:
@@ -153,12 +158,8 @@ def _activation_function(
     known = METHODS.get(callee) if isinstance(callee, str) else _function(callee)
     if known is None:
         return None
-    names = [*known.row.names, "inplace"]
-    given = {**dict(known.row.defaults), "inplace": False}
-    given.update(zip(names, args[1:]))  # noqa: B905
-    given.update(kwargs)
-    given.pop("input", None)
-    if len(given) != len(names) or len(args) > len(names) + 1:
+    given = _given(args, kwargs, {**dict(known.row.defaults), "inplace": False})
+    if given is None:
         return None
     inplace = given["inplace"] is not False or known.inplace
     if (inplace and not is_fresh(producer)) or (known.widens and _torch.is_autocast()):
@@ -167,6 +168,15 @@ def _activation_function(
         return known.row.bind(*[given[name] for name in known.row.names])
     except ValueError:
         return None
+
+
+def _given(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], defaults: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The arguments after the input, by name; None if these aren't all."""
+    given = {**defaults, **dict(zip(defaults, args[1:])), **kwargs}  # noqa: B905
+    given.pop("input", None)
+    return given if len(given) == len(defaults) and len(args) <= len(defaults) + 1 else None
 
 
 def commutes(row: Activation) -> bool:
@@ -205,16 +215,12 @@ def dropout(
         ):
             return None
     else:
-        names = DROPOUTS.get(callee) if isinstance(callee, CALLABLES) else None
-        if names is None or len(args) > len(names) + 1:
+        defaults = DROPOUTS.get(callee) if isinstance(callee, CALLABLES) else None
+        given = _given(args, kwargs, defaults) if defaults else None
+        if given is None:
             return None
-        values: dict[str, Any] = {"p": 0.5, "train": True, "training": True, "inplace": False}
-        values.update(zip(names, args[1:]))  # noqa: B905
-        values.update(kwargs)
-        values.pop("input", None)
-        if len(values) != 4:
-            return None
-        p, training, inplace = values["p"], values[names[1]], values["inplace"]
+        p, inplace = given["p"], given.get("inplace", False)
+        training = given.get("training", given.get("train"))
     if (type(p) is not float and type(p) is not int) or type(training) is not bool:
         return None
     if inplace is not False and not is_fresh(producer):
@@ -247,17 +253,12 @@ def is_fresh(callee: Any) -> bool:
     return type(callee) in FRESH and is_untouched(callee, type(callee).forward)
 
 
-_SAVES = {
-    Saves.MASK: "1 bit",
-    Saves.ONE_BIT: "1 bit",
-    Saves.TWO_BITS: "2 bits",
-    Saves.INPUT: "1 bit and the input",
-}
-
-
 def saves(row: Activation | None) -> str:
     """What a pair keeps for backward, per element."""
-    return "what its activation needs" if row is None else _SAVES[row.saves]
+    if row is None:
+        return "what its activation needs"
+    bits = row.saves.value.partition(":")[0]
+    return f"{bits} and the input" if row.saves is Saves.INPUT else bits
 
 
 def fused(activated: Bound, x: Any, p: float, watchers: Watchers) -> Tensor | None:
@@ -278,3 +279,36 @@ def fused(activated: Bound, x: Any, p: float, watchers: Watchers) -> Tensor | No
         return None
     row, values = activated
     return run(row, x, values, p, False, "eager", watchers)
+
+
+# Most pairs are two modules that nothing hangs on. These two functions look at each of them once.
+
+
+def at_once(act: Any, producer: Any = None) -> Bound | None:
+    """What an activation's module computes, if calling it runs nobody's code; `producer` as above."""
+    known = MODULES.get(type(act))
+    if known is None or type(act).forward is not known.forward or not _is_bare(act.__dict__):
+        return None
+    return _bound(known, act, producer)
+
+
+def dropped(drop: Any, activated: Bound, x: Any) -> Tensor | None:
+    """One kernel's result for that and a module of dropout; None if that takes a closer look."""
+    if type(drop) is not _Dropout:
+        return None
+    own = drop.__dict__
+    p = own.get("p")
+    if (
+        own["training"] is not True
+        or type(p) is not float
+        or not 0.0 < p < 1.0
+        or not runs_kernels(x)
+        or own.get("inplace") is not False
+        or _Dropout.forward is not _dropout_forward
+        or F.dropout is not _f_dropout
+        or not _is_bare(own)
+        or any(_global_hooks)
+        or _function_modes()
+    ):
+        return None
+    return by_kernels(activated.row, x, activated.values, p, False, "eager", ())

@@ -6,6 +6,7 @@ decorators. It begins with a look whether `self` is fused; if not, what was writ
 
 import ast
 import copy
+import itertools
 import types
 import zlib
 from typing import Any, NamedTuple
@@ -113,6 +114,7 @@ class _Rewriter(ast.NodeTransformer):
         assert self.function_node is not None
         self.flow = Function(self.function_node)
         self.roles = {self.flow.nodes[index]: (index, kind) for index, kind in roles.items()}
+        self.joined: set[ast.Call] = set()
         self.fresh = {
             node: self.flow.producer(node)
             for node, (_, kind) in self.roles.items()
@@ -124,17 +126,48 @@ class _Rewriter(ast.NodeTransformer):
         node = self.function_node
         assert node is not None
         written = copy.deepcopy(node.body)
+        for parent in self.flow.nodes:
+            for _, block in ast.iter_fields(parent):
+                if isinstance(block, list):
+                    self._join_statements(block)
         fused = [self.visit(statement) for statement in node.body]
         get = f"getattr(getattr({self.method.self}, '{UNSTORED}', None), 'fusedact', None)"
-        look = ast.parse(f"{_CALLS} = {get}\nif {_CALLS} is None: pass\nelse: pass")
-        choice: Any = look.body[1]
+        choice: Any = ast.parse(f"if ({_CALLS} := {get}) is None: pass\nelse: pass").body[0]
+        for new in ast.walk(choice):
+            ast.copy_location(new, node.body[0])
         first = 1 if ast.get_docstring(node) is not None else 0
         choice.body, choice.orelse = written[first:] or choice.body, fused[first:] or choice.orelse
-        for new in (look.body[0], choice.test):
-            for child in ast.walk(new):
-                ast.copy_location(child, node.body[0])
-        ast.copy_location(choice, node.body[0])
-        return [*written[:first], *look.body]
+        return [*written[:first], choice]
+
+    def _join_statements(self, block: list[Any]) -> None:
+        """Make one of two statements that are a pair: where both are at hand, nothing is put off."""
+        for one, two in list(itertools.pairwise(block)):
+            match one, two:
+                case (
+                    ast.Assign([ast.Name(name)], ast.Call(_, [given], []) as act),
+                    ast.Assign(value=ast.Call(_, [ast.Name(passed)], []) as drop)
+                    | ast.Return(ast.Call(_, [ast.Name(passed)], []) as drop),
+                ) if (
+                    passed == name
+                    and (self._kind(act), self._kind(drop)) == ("begin", "finish")
+                    and not isinstance(given, ast.Starred)
+                    and self._is_part(drop.func)
+                    # What a `del` deletes must be there.
+                    and not any(n.id == name and isinstance(n.ctx, ast.Del) for n in self.flow.names)
+                ):
+                    drop.args = [act]
+                    self.joined.add(drop)
+                    block.remove(one)
+
+    def _kind(self, node: ast.AST) -> str:
+        return self.roles.get(node, (0, ""))[1]
+
+    def _is_part(self, callee: ast.expr) -> bool:
+        """It is an attribute of `self` by the name that is written, which private ones are not."""
+        match callee:
+            case ast.Attribute(ast.Name(self.method.self), name):
+                return not name.startswith("__")
+        return False
 
     def visit_Call(self, call: ast.Call) -> ast.AST:
         index, kind = self.roles.get(call, (0, ""))
@@ -143,14 +176,17 @@ class _Rewriter(ast.NodeTransformer):
         if not kind:
             return call
         callee, args = call.func, call.args
-        match callee:
-            case ast.Attribute(ast.Name(self.method.self), name) if not name.startswith("__"):
-                callee = self._call(callee, "part", [callee.value, ast.Constant(name)], [])
         if is_method(call):
             callee, args = ast.Constant(call.func.attr), [call.func.value]  # type: ignore[attr-defined]
+        elif self._is_part(callee):
+            name = ast.Constant(callee.attr)  # type: ignore[attr-defined]
+            callee = self._call(callee, "part", [callee.value, name], [])  # type: ignore[attr-defined]
         before: list[ast.expr] = [ast.Constant(key(self.method, index))]
         match args, call.keywords:
             case [ast.Call(ast.Attribute(ast.Name(n), "begin"), [at, ast.Constant(None), act, x], [])], []:
+                if call in self.joined:
+                    module_and_name = callee.args  # type: ignore[attr-defined]
+                    return self._call(call, "then", [at, *before, act, x, *module_and_name], [])
                 if kind == "finish" and n == _CALLS and not isinstance(x, ast.Starred):
                     return self._call(call, "pair", [at, *before, callee, act, x], [])
         if kind != "finish":

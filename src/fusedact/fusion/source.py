@@ -7,7 +7,7 @@ import threading
 import types
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,16 +143,10 @@ def compiled(method: Method, body: list[ast.stmt]) -> types.CodeType | None:
     """The method's code with another body, in the same place in the same file; None if that has a closure."""
     code, node = _code(method.function), method.node
     assert node is not None
-    with _replaced(node, body):
-        found = _codes(_compile(_file(code.co_filename).tree, code.co_filename))
-        new = next(each for each in found if _place(each) == _place(code))
-    return new if new.co_freevars == code.co_freevars else None
-
-
-@contextmanager
-def _replaced(node: Definition, body: list[ast.stmt]) -> Iterator[None]:
     written, node.body = node.body, body
     try:
-        yield
+        found = _codes(_compile(_file(code.co_filename).tree, code.co_filename))
+        new = next(each for each in found if _place(each) == _place(code))
     finally:
         node.body = written
+    return new if new.co_freevars == code.co_freevars else None

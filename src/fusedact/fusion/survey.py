@@ -5,7 +5,7 @@ import builtins
 import functools
 import inspect
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .. import _torch
+from ..activations import Activation
 from . import recognise, rewrite
 from .dataflow import Function, argument, is_method
 from .halves import Half, half_of, make_pair
@@ -25,28 +26,53 @@ function = functools.lru_cache(maxsize=4096)(Function)
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """A pair.
+class Place:
+    """Where one module's calls have a pair.
 
     Attributes:
-        module: whose calls have it.
-        path: of that module in the model.
-        at: the pair's path in the report.
-        name: of its place, in words.
-        key: of its place, in the module's calls.
-        text: the two halves.
-        half: the activation.
+        module: the module.
+        path: its name in the model.
+        name: of the place, as in "features.1-2" or "mlp.forward: F.relu -> self.drop".
+        row: the activation's; None if that is known only while it runs.
+        activation: the module that is called for it; None for a function.
+        key: of the place, in the module's calls.
+        pair: the two, in words.
+        reported: the pair's path in the report.
         reason: why it runs as it is written; empty if it can be fused.
     """
 
     module: nn.Module
     path: str
-    at: str
     name: str
+    row: Activation | None
+    activation: nn.Module | None
     key: Key
-    text: str
-    half: Half
+    pair: str
+    reported: str
     reason: str
+
+    def watch(self, watcher: Any) -> Callable[[], None]:
+        """Give the inputs of the place's activation to `watcher`, fused or not; see `Watcher`.
+
+        A copy of the model, and what is loaded of it, isn't watched.
+
+        Returns:
+            A function that ends it.
+        """
+        calls = calls_of(self.module)
+        if calls is None:
+            raise ValueError(f"the model must be fused while place {self.name!r} is watched, but it isn't")
+        watchers = calls.watchers
+        watchers[self.key] = (*watchers.get(self.key, ()), watcher)
+
+        def detach() -> None:
+            left = tuple(w for w in watchers.get(self.key, ()) if w is not watcher)
+            if left:
+                watchers[self.key] = left
+            else:
+                watchers.pop(self.key, None)
+
+        return detach
 
 
 @dataclass
@@ -60,7 +86,7 @@ class Survey:
 
     fused: bool
     lone: bool = False
-    pairs: dict[Any, Found] = field(default_factory=dict)
+    places: dict[Any, Place] = field(default_factory=dict)
     roles: dict[nn.Module, dict[Method, dict[int, str]]] = field(default_factory=dict)
 
     def of(self, model: nn.Module) -> "Survey":
@@ -70,15 +96,12 @@ class Survey:
             if isinstance(module, torch.jit.ScriptModule) or (not parts and name.startswith("torch.nn.")):
                 continue
             for method in methods(type(module)):
-                self._add(_Code(module, path, method, self).found())
+                for place in _Code(module, path, method, self).places():
+                    # One that is found twice, alone and as a part of a longer chain, is fused if either is.
+                    key = id(place.module), place.key, place.pair
+                    if key not in self.places or not place.reason:
+                        self.places[key] = place
         return self
-
-    def _add(self, found: Iterable[Found]) -> None:
-        for pair in found:
-            # One that is found twice, alone and as a part of a longer chain, is fused if either is.
-            key = id(pair.module), pair.key, pair.text
-            if key not in self.pairs or not pair.reason:
-                self.pairs[key] = pair
 
 
 class _Code:
@@ -87,14 +110,18 @@ class _Code:
     def __init__(self, module: nn.Module, path: str, method: Method, survey: Survey) -> None:
         self.module, self.path, self.method, self.survey = module, path, method, survey
 
-    def found(self) -> Iterator[Found]:
+    def places(self) -> Iterator[Place]:
         """The method's pairs; the survey's roles for them are set."""
         own = vars(self.module).get("forward") if self.method.name == "forward" else None
         own = getattr(own, "__wrapped__", own)
         replaced = own is not None and getattr(own, "__self__", None) is not self.module
         self.problem = "its forward was replaced" if replaced else rewrite.changeable(self.method)
         if self.method.node is None or replaced:
-            yield from self._hidden()
+            # Code that can't be read may call the dropouts that it names.
+            for name, child in _torch.parts(self.module).items():
+                half = half_of(child)
+                if half and half.dropout and name in self.method.names:
+                    yield self._found((), f"? -> {half.text}", half, self.problem)
             return
         self.flow: Function = function(self.method.node)
         self.index = {node: i for i, node in enumerate(self.flow.nodes)}
@@ -104,16 +131,9 @@ class _Code:
         if self.roles and not self.problem:
             self.survey.roles.setdefault(self.module, {})[self.method] = self.roles
 
-    def _hidden(self) -> Iterator[Found]:
-        """The module's dropouts that code which can't be read may call."""
-        for name, child in _torch.parts(self.module).items():
-            half = half_of(child)
-            if half and half.dropout and name in self.method.names:
-                yield self._found((), f"? -> {half.text}", half, self.problem)
-
-    def _found(self, key: Key, text: str, half: Half, reason: str) -> Found:
+    def _found(self, key: Key, text: str, half: Half, reason: str) -> Place:
         name = f"{_join(self.path, self.method.name)}: {text}"
-        return Found(self.module, self.path, self.path, name, key, text, half, reason)
+        return Place(self.module, self.path, name, half.row, half.module, key, text, self.path, reason)
 
     def _since(self, node: ast.AST) -> str:
         """A reason if the model is fused and this isn't."""
@@ -122,7 +142,7 @@ class _Code:
 
     # Pairs of calls ----------------------------------------------------------------------------------
 
-    def _pairs(self) -> Iterator[Found]:
+    def _pairs(self) -> Iterator[Place]:
         halves = {call: list(self._halves(call)) for call in self.flow.calls}
         taken: set[ast.Call] = set()  # of two pairs with a call in common, the first runs fused
         for call, found in halves.items():
@@ -133,8 +153,10 @@ class _Code:
                 for second, path, problem in () if one.identity else self._reached(call, halves):
                     for other in [other for other in halves[second] if make_pair(one, other)]:
                         reason = one.problem or other.problem or problem or self.problem
-                        if not reason and inplace and not self._gets_fresh(call):
-                            reason = IN_PLACE.format(self._text(call))
+                        if not reason and inplace:
+                            producers = self._values(self.flow.producer(call)) or [None]
+                            fresh = all(map(recognise.is_fresh, producers))
+                            reason = "" if fresh else IN_PLACE.format(self._text(call))
                         if not problem:
                             self._role(call, "fresh" if inplace else "begin")
                             for between in path:
@@ -175,10 +197,6 @@ class _Code:
             if half and not (is_method(call) and getattr(call.func, "value", None) == self.method.self):
                 yield half
 
-    def _gets_fresh(self, call: ast.Call) -> bool:
-        producers = self._values(self.flow.producer(call)) or [None]
-        return all(map(recognise.is_fresh, producers))
-
     def _text(self, call: ast.Call) -> str:
         return f".{call.func.attr}" if is_method(call) else ast.unparse(call.func)  # type: ignore[attr-defined]
 
@@ -202,7 +220,7 @@ class _Code:
 
     # Modules called one after the other ------------------------------------------------------------------
 
-    def _chains(self) -> Iterator[Found]:
+    def _chains(self) -> Iterator[Place]:
         for loop in self.flow.loops:
             self._role(loop, "chain")
             for whole in self._values(loop.iter) or ():
@@ -236,7 +254,7 @@ class _Link:
     module: nn.Module
 
 
-def _neighbours(links: list[_Link], problem: str) -> Iterator[Found]:
+def _neighbours(links: list[_Link], problem: str) -> Iterator[Place]:
     held: Half | None = None
     at = 0
     for i, link in enumerate(links):
@@ -250,7 +268,8 @@ def _neighbours(links: list[_Link], problem: str) -> Iterator[Found]:
                 reason = IN_PLACE.format(held.text)
             text, name = f"{held.text} -> {half.text}", f"{_join(first.path, first.name)}-{link.name}"
             activation, where = half if held.dropout else held, _join(link.path, link.name)
-            yield Found(link.caller, link.path, where, name, link.key, text, activation, reason)
+            row, module = activation.row, activation.module
+            yield Place(link.caller, link.path, name, row, module, link.key, text, where, reason)
             half = half if reason else None  # of two pairs with a module in common, the first runs fused
         held, at = half, i
 
