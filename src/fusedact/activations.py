@@ -6,6 +6,7 @@ The rows themselves are in `fusedact.rows`; an activation of one's own comes by 
 import enum
 import functools
 import inspect
+import keyword
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import inf
@@ -18,6 +19,8 @@ from .checks import check_finite
 
 Ranges = tuple[tuple[float, float], ...]  # intervals of inputs, both ends included
 _NEGATIVE: Ranges = ((-inf, 0.0),)
+# Arguments and attributes of all fused functions and modules.
+_TAKEN = ("self", "input", "p", "training", "inplace", "rng", "row")
 
 
 class Saves(enum.Enum):
@@ -100,12 +103,12 @@ class Activation:
         rounds_parameters: eager rounds the parameters to the tensor's dtype.
         slope: ONE_BIT alone: the derivative where the gradient passes.
         vanishes: ONE_BIT alone: act(x) is 0 where the gradient doesn't pass. It saves instructions.
-        own_gradient: INPUT alone: `backward` is `gradient(g, x, a, b)`, g times the derivative with
-            eager's roundings.
         inplace: PyTorch's function takes `inplace`.
+        widens: PyTorch's function returns float32 under autocast on a GPU, as do softplus and all powers.
         homogeneous: act(c x) = c act(x) for c >= 0, so that dropout may come before it.
-        from_output: for in-place calls, the gradient `from_output(gradient, output, *numbers)` in PyTorch's
-            operations; the Triton function is `<name>_derivative_from_output(y, a, b)`.
+        from_output: the package's rows alone: for in-place calls, the gradient
+            `from_output(gradient, output, *numbers)` in PyTorch's operations; the Triton function is
+            `<name>_derivative_from_output(y, a, b)`.
         dead: the inputs at which the derivative is exactly 0, as ranges.
         saturated: the inputs at which it is below 5 % of its largest value, as ranges.
         forward: Triton's `forward(x, a, b)`; None: `fusedact.kernels.mathematics.<name>`.
@@ -125,8 +128,8 @@ class Activation:
     rounds_parameters: bool = False
     slope: float = 1.0
     vanishes: bool = False
-    own_gradient: bool = False
     inplace: bool = False
+    widens: bool = False
     homogeneous: bool = False
     from_output: Callable[..., Tensor] | None = None
     dead: Callable[..., Ranges] = nowhere
@@ -138,10 +141,27 @@ class Activation:
     numeric: bool = field(init=False)  # any finite numbers will do
 
     def __post_init__(self) -> None:
+        self._check_parameters()
         object.__setattr__(self, "names", tuple(parameter.name for parameter in self.parameters))
         object.__setattr__(self, "defaults", tuple((p.name, p.default) for p in self.parameters))
         numeric = self.rule is None and all(parameter.choices is None for parameter in self.parameters)
         object.__setattr__(self, "numeric", numeric)
+
+    def _check_parameters(self) -> None:
+        given = self.parameters
+        if not isinstance(given, tuple) or not all(isinstance(each, Parameter) for each in given):
+            raise TypeError(
+                f"parameters={given!r} of the row {self.name!r}: it must be a tuple of fusedact.Parameter; "
+                "for a single one, write (Parameter(...),)"
+            )
+        for i, name in enumerate(parameter.name for parameter in given):
+            if not (isinstance(name, str) and name.isidentifier()) or keyword.iskeyword(name):
+                raise ValueError(f"the parameter {name!r} of the row {self.name!r}: no name of an argument")
+            if name in _TAKEN or hasattr(nn.Module, name) or name in [each.name for each in given[:i]]:
+                raise ValueError(
+                    f"the parameter {name!r} of the row {self.name!r}: a fused module or function has "
+                    "something else of that name; choose another"
+                )
 
     def __reduce__(self) -> Any:
         """Copies and files name the row: there is one of each."""
@@ -178,7 +198,8 @@ class Activation:
         """Return the numbers as the kernels get them for tensors of that dtype."""
         if not self.rounds_parameters:
             return values
-        return tuple(torch.tensor(values, dtype=torch.float64).to(dtype).tolist())
+        numbers = torch.tensor(values, dtype=torch.float64, device="cpu")  # whatever the default device
+        return tuple(numbers.to(dtype).tolist())
 
 
 ROWS: dict[str, Activation] = {}  # by name, which is what a registered operator can be given
@@ -187,6 +208,12 @@ _BY_MODULE: dict[type[nn.Module], Activation] = {}
 
 def _registered(name: str) -> Activation:
     return ROWS[name]
+
+
+def check_kind(row: Activation) -> None:
+    """Raise TypeError unless `row` is one."""
+    if not isinstance(row, Activation):
+        raise TypeError(f"row must be a fusedact.Activation, but got {type(row).__name__}")
 
 
 def register_activation(row: Activation) -> Activation:
@@ -199,8 +226,7 @@ def register_activation(row: Activation) -> Activation:
         TypeError: it is no `Activation`, or a function that it needs is missing or no Triton function.
         ValueError: its name is taken or no identifier, its module has a row, or it has three parameters.
     """
-    if not isinstance(row, Activation):
-        raise TypeError(f"row must be a fusedact.Activation, but got {type(row).__name__}")
+    check_kind(row)
     for name in ("forward", "backward"):
         function = getattr(row, name)
         if not hasattr(function, "arg_names"):
@@ -208,13 +234,36 @@ def register_activation(row: Activation) -> Activation:
                 "write it as a @triton.jit function" if callable(function) else "give a @triton.jit function"
             )
             raise TypeError(f"{name}={function!r}: the row {row.name!r} needs it; {hint}")
-        wanted = ["g", "x", "a", "b"] if name == "backward" and row.own_gradient else ["x", "a", "b"]
-        if len(function.arg_names) != len(wanted):
+        if len(function.arg_names) != 3:
             got = ", ".join(function.arg_names)
-            raise TypeError(
-                f"{name} of the row {row.name!r} must take ({', '.join(wanted)}), but takes ({got})"
-            )
+            raise TypeError(f"{name} of the row {row.name!r} must take (x, a, b), but takes ({got})")
+    _check_facts(row)
     return add_row(row)
+
+
+def _check_facts(row: Activation) -> None:
+    """Raise unless a row of one's own has only what the kernels and monitors can do with it."""
+    of = f"of the row {row.name!r}"
+    if row.saves is Saves.MASK:
+        raise ValueError(f"saves={row.saves} {of}: it is plain dropout's; use Saves.ONE_BIT or another")
+    if row.module is not None and not (isinstance(row.module, type) and issubclass(row.module, nn.Module)):
+        raise TypeError(f"module={row.module!r} {of}: it must be a subclass of torch.nn.Module, or None")
+    if row.from_output is not None:
+        raise ValueError(f"from_output={row.from_output!r} {of}: only the package's own rows may have it")
+    if row.saves is not Saves.ONE_BIT and (row.slope != 1 or row.vanishes):
+        raise ValueError(f"slope={row.slope!r}, vanishes={row.vanishes!r} {of}: they need Saves.ONE_BIT")
+    check_finite("slope", row.slope)
+    if row.representable and not row.exact:
+        raise ValueError(f"representable=True {of}: it needs exact=True")
+    numbers = [parameter.name for parameter in row.parameters if parameter.choices is None]
+    for name in ("rule", "dead", "saturated"):
+        function = getattr(row, name)
+        try:
+            if function is not None or name != "rule":
+                inspect.signature(function).bind(*numbers)
+        except (TypeError, ValueError):
+            takes = ", ".join(numbers) or "nothing"
+            raise TypeError(f"{name}={function!r} {of}: it must be a function that takes {takes}") from None
 
 
 def add_row(row: Activation) -> Activation:
@@ -226,7 +275,7 @@ def add_row(row: Activation) -> Activation:
     if not callable(row.function):
         raise TypeError(f"function={row.function!r}: it must be callable, as PyTorch's function is")
     if not isinstance(row.saves, Saves):
-        allowed = ", ".join(str(saves) for saves in Saves)
+        allowed = ", ".join(str(saves) for saves in Saves if saves is not Saves.MASK)
         raise TypeError(f"saves={row.saves!r}: it must be one of {allowed}")
     if len(row.parameters) > 2:
         raise ValueError(f"parameters of the row {row.name!r}: at most 2, but got {len(row.parameters)}")
@@ -237,6 +286,17 @@ def add_row(row: Activation) -> Activation:
     ROWS[row.name] = row
     if row.module is not None:
         _BY_MODULE[row.module] = row
+    return row
+
+
+def check_row(row: Activation) -> Activation:
+    """Return `row`; raise TypeError unless it is one, ValueError unless it is registered.
+
+    Compilers and files know it by its name.
+    """
+    check_kind(row)
+    if ROWS.get(row.name) is not row:
+        raise ValueError(f"the row {row.name!r} isn't registered; give it to register_activation first")
     return row
 
 

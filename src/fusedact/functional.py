@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from . import rows, text
-from .activations import REQUIRED, Activation
+from .activations import REQUIRED, Activation, check_row
 from .dispatch import activation_dropout
 
 
@@ -40,7 +40,12 @@ def fused_function(row: Activation) -> FusedFunction:
 
     Returns:
         A function `(input, p=0.5, training=True, inplace=False, *, <parameters>, rng="eager")`.
+
+    Raises:
+        TypeError: `row` is no `Activation`.
+        ValueError: it isn't registered.
     """
+    check_row(row)
     name = f"{'' if row is rows.IDENTITY else row.name + '_'}dropout"
 
     def function(

@@ -251,6 +251,7 @@ SOFTPLUS = add_row(
             Parameter("beta", 1.0, "the slope of the exponent, any finite number but 0"),
             Parameter("threshold", 20.0, "the highest beta x that the formula is used for"),
         ),
+        widens=True,
         rule=lambda beta, threshold: None if beta != 0 else "beta must not be 0, since it divides the result",
         saturated=lambda beta, threshold: _outside(-2.944 / beta) if beta > 0 else (),
     )
@@ -331,6 +332,7 @@ SQUARED_RELU = add_row(
         function=_squared_relu,
         formula="max(x, 0)^2",
         saves=Saves.INPUT,
+        widens=True,
         dead=lambda: _outside(0.0),
     )
 )

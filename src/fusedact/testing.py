@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import composition
-from .activations import Activation
+from .activations import Activation, check_kind
 from .masks import eager_mask, fast_mask
 from .masks.generator import PhiloxState
 from .masks.plan import RNGS, eager_plan, fast_plan, used_probability
@@ -34,13 +34,22 @@ def check_activation(
         dtypes: of the tensors.
 
     Raises:
+        TypeError: `row` is no `Activation`, or takes another number of parameters.
         AssertionError: a result differs; the message names the row, dtype, `rng` and direction.
         RuntimeError: the kernels can run nowhere.
     """
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError("no CUDA device: set TRITON_INTERPRET=1 before Python starts, for the interpreter")
+    check_kind(row)
+    if len(parameters) != len(row.parameters):
+        takes = ", ".join(row.names) or "no parameters"
+        raise TypeError(f"the row {row.name!r} takes {takes}, but {len(parameters)} values were given")
     bound = row.bind(*parameters)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        with torch.autocast("cuda"):
+            dtype = bound.row.function(torch.ones(1, dtype=torch.float16, device=device), *bound.values).dtype
+        assert row.widens == (dtype is torch.float32), f"{row.name}: widens={row.widens}, but gives {dtype}"
     for dtype in dtypes:
         x = torch.cat([torch.tensor(_SPECIAL), torch.randn(5000) * 3]).to(device, dtype)
         dy = torch.randn(len(x)).to(device, dtype)

@@ -53,7 +53,6 @@ def _gradient(
     BACKWARD: tl.constexpr,
     SAVES: tl.constexpr,
     SLOPE: tl.constexpr,
-    OWN_GRADIENT: tl.constexpr,
     STORED: tl.constexpr,
 ):
     """dy * (scale if keep else 0) * act'(x); where eager's bits are wanted, STORED rounds between the two."""
@@ -69,8 +68,6 @@ def _gradient(
         dx = _rounded(dy * tl.where(keep, scale, 0.0), STORED)
         if SAVES == "two_bits":
             dx = tl.where(flag, dx, dx * a)
-        elif OWN_GRADIENT:
-            dx = BACKWARD(dx, saved, a, b)
         elif SAVES != "mask":
             dx *= BACKWARD(saved, a, b)
     return dx
@@ -283,7 +280,6 @@ def backward_kernel(
     BACKWARD: tl.constexpr,
     SAVES: tl.constexpr,
     SLOPE: tl.constexpr,
-    OWN_GRADIENT: tl.constexpr,
     UNIT: tl.constexpr,
     ARITHMETIC: tl.constexpr,
     STORED: tl.constexpr,
@@ -332,6 +328,6 @@ def backward_kernel(
         saved = saveds[g].to(ARITHMETIC) if READS_SAVED else dy
         if SAVES == "output":
             saved *= _number(inverse, inverse_64, ARITHMETIC)
-        dx = _gradient(dy, keep, flag, saved, scale, a, b, BACKWARD, SAVES, SLOPE, OWN_GRADIENT, STORED)
+        dx = _gradient(dy, keep, flag, saved, scale, a, b, BACKWARD, SAVES, SLOPE, STORED)
         inside = inside_of(g, offsets, first, left, blocks, FAST, VEC, LANES, COLUMNS)
         tl.store(dx_ptr + g * STEP + offsets, dx.to(dx_ptr.dtype.element_ty), mask=inside)
