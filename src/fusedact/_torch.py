@@ -107,6 +107,11 @@ def is_autocast() -> bool:
     return torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu")
 
 
+def is_widened(input: Tensor) -> bool:
+    """Whether autocast has some functions take `input` in float32."""
+    return input.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(input.device.type)
+
+
 def is_exporting() -> bool:
     """Whether `torch.export` traces."""
     # In torch 2.11 torch.compiler.is_exporting() is true under torch.compile too.

@@ -6,6 +6,7 @@ The built-in rows are in `fusedact.rows`. `register_activation` adds an activati
 import enum
 import functools
 import inspect
+import keyword
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import inf
@@ -18,6 +19,8 @@ from .checks import check_finite
 
 Ranges = tuple[tuple[float, float], ...]  # intervals of inputs, both ends included
 _NEGATIVE: Ranges = ((-inf, 0.0),)
+# Arguments and attributes of all fused functions and modules.
+_TAKEN = ("self", "input", "p", "training", "inplace", "rng", "row")
 
 
 class Saves(enum.Enum):
@@ -104,12 +107,12 @@ class Activation:
         rounds_parameters: eager rounds the parameters to the tensor's dtype.
         slope: for `Saves.ONE_BIT`: the derivative where the gradient passes.
         vanishes: for `Saves.ONE_BIT`: act(x) is 0 where the gradient doesn't pass. It saves instructions.
-        own_gradient: for `Saves.INPUT`: `backward` is `gradient(g, x, a, b)`, which returns g times the
-            derivative, rounded as eager does.
         inplace: `function` takes `inplace`.
+        widens: `function` returns float32 under autocast on a GPU, as softplus and all powers do.
         homogeneous: act(c x) = c act(x) for c >= 0, so a dropout before the activation can be fused too.
-        from_output: for in-place calls, the gradient as `from_output(gradient, output, *numbers)` in
-            PyTorch's operations; the Triton function is `<name>_derivative_from_output(y, a, b)`.
+        from_output: for built-in rows and in-place calls: the gradient in PyTorch's operations, called as
+            `from_output(gradient, output, *numbers)`. The Triton function is
+            `<name>_derivative_from_output(y, a, b)`.
         dead: a function of the parameters. It returns the ranges of inputs at which the derivative is 0.
         saturated: a function of the parameters. It returns the ranges of inputs at which the derivative is
             below 5 % of its largest value.
@@ -133,8 +136,8 @@ class Activation:
     rounds_parameters: bool = False
     slope: float = 1.0
     vanishes: bool = False
-    own_gradient: bool = False
     inplace: bool = False
+    widens: bool = False
     homogeneous: bool = False
     from_output: Callable[..., Tensor] | None = None
     dead: Callable[..., Ranges] = nowhere
@@ -146,10 +149,27 @@ class Activation:
     numeric: bool = field(init=False)  # every finite number is allowed
 
     def __post_init__(self) -> None:
+        self._check_parameters()
         object.__setattr__(self, "names", tuple(parameter.name for parameter in self.parameters))
         object.__setattr__(self, "defaults", tuple((p.name, p.default) for p in self.parameters))
         numeric = self.rule is None and all(parameter.choices is None for parameter in self.parameters)
         object.__setattr__(self, "numeric", numeric)
+
+    def _check_parameters(self) -> None:
+        given = self.parameters
+        if not isinstance(given, tuple) or not all(isinstance(each, Parameter) for each in given):
+            raise TypeError(
+                f"parameters={given!r} of the row {self.name!r}: it must be a tuple of fusedact.Parameter; "
+                "for a single one, write (Parameter(...),)"
+            )
+        for i, name in enumerate(parameter.name for parameter in given):
+            if not (isinstance(name, str) and name.isidentifier()) or keyword.iskeyword(name):
+                raise ValueError(f"the parameter {name!r} of the row {self.name!r}: no name of an argument")
+            if name in _TAKEN or hasattr(nn.Module, name) or name in [each.name for each in given[:i]]:
+                raise ValueError(
+                    f"the parameter {name!r} of the row {self.name!r}: a fused module or function has "
+                    "something else of that name; choose another"
+                )
 
     def __reduce__(self) -> Any:
         """Reduce to the name, since a copy or a pickle has to be the one registered row."""
@@ -186,7 +206,8 @@ class Activation:
         """Return the numbers that the kernels get for tensors of that dtype."""
         if not self.rounds_parameters:
             return values
-        return tuple(torch.tensor(values, dtype=torch.float64).to(dtype).tolist())
+        numbers = torch.tensor(values, dtype=torch.float64, device="cpu")  # whatever the default device
+        return tuple(numbers.to(dtype).tolist())
 
 
 ROWS: dict[str, Activation] = {}  # by name, since an operator's argument can be a string but no row
@@ -195,6 +216,12 @@ _BY_MODULE: dict[type[nn.Module], Activation] = {}
 
 def _registered(name: str) -> Activation:
     return ROWS[name]
+
+
+def check_kind(row: Activation) -> None:
+    """Raise TypeError unless `row` is one."""
+    if not isinstance(row, Activation):
+        raise TypeError(f"row must be a fusedact.Activation, but got {type(row).__name__}")
 
 
 def register_activation(row: Activation) -> Activation:
@@ -212,8 +239,7 @@ def register_activation(row: Activation) -> Activation:
         ValueError: the name is taken or no identifier, the module already has a row, there are more than two
             parameters, or `Saves.TWO_BITS` has none.
     """
-    if not isinstance(row, Activation):
-        raise TypeError(f"row must be a fusedact.Activation, but got {type(row).__name__}")
+    check_kind(row)
     for name in ("forward", "backward"):
         function = getattr(row, name)
         if not hasattr(function, "arg_names"):
@@ -221,13 +247,36 @@ def register_activation(row: Activation) -> Activation:
                 "write it as a @triton.jit function" if callable(function) else "give a @triton.jit function"
             )
             raise TypeError(f"{name}={function!r}: the row {row.name!r} needs it; {hint}")
-        wanted = ["g", "x", "a", "b"] if name == "backward" and row.own_gradient else ["x", "a", "b"]
-        if len(function.arg_names) != len(wanted):
+        if len(function.arg_names) != 3:
             got = ", ".join(function.arg_names)
-            raise TypeError(
-                f"{name} of the row {row.name!r} must take ({', '.join(wanted)}), but takes ({got})"
-            )
+            raise TypeError(f"{name} of the row {row.name!r} must take (x, a, b), but takes ({got})")
+    _check_facts(row)
     return add_row(row)
+
+
+def _check_facts(row: Activation) -> None:
+    """Raise unless a row of one's own has only what the kernels and monitors can do with it."""
+    of = f"of the row {row.name!r}"
+    if row.saves is Saves.MASK:
+        raise ValueError(f"saves={row.saves} {of}: it is plain dropout's; use Saves.ONE_BIT or another")
+    if row.module is not None and not (isinstance(row.module, type) and issubclass(row.module, nn.Module)):
+        raise TypeError(f"module={row.module!r} {of}: it must be a subclass of torch.nn.Module, or None")
+    if row.from_output is not None:
+        raise ValueError(f"from_output={row.from_output!r} {of}: only the package's own rows may have it")
+    if row.saves is not Saves.ONE_BIT and (row.slope != 1 or row.vanishes):
+        raise ValueError(f"slope={row.slope!r}, vanishes={row.vanishes!r} {of}: they need Saves.ONE_BIT")
+    check_finite("slope", row.slope)
+    if row.representable and not row.exact:
+        raise ValueError(f"representable=True {of}: it needs exact=True")
+    numbers = [parameter.name for parameter in row.parameters if parameter.choices is None]
+    for name in ("rule", "dead", "saturated"):
+        function = getattr(row, name)
+        try:
+            if function is not None or name != "rule":
+                inspect.signature(function).bind(*numbers)
+        except (TypeError, ValueError):
+            takes = ", ".join(numbers) or "nothing"
+            raise TypeError(f"{name}={function!r} {of}: it must be a function that takes {takes}") from None
 
 
 def add_row(row: Activation) -> Activation:
@@ -239,7 +288,7 @@ def add_row(row: Activation) -> Activation:
     if not callable(row.function):
         raise TypeError(f"function={row.function!r}: it must be callable, as PyTorch's function is")
     if not isinstance(row.saves, Saves):
-        allowed = ", ".join(str(saves) for saves in Saves)
+        allowed = ", ".join(str(saves) for saves in Saves if saves is not Saves.MASK)
         raise TypeError(f"saves={row.saves!r}: it must be one of {allowed}")
     if len(row.parameters) > 2:
         raise ValueError(f"parameters of the row {row.name!r}: at most 2, but got {len(row.parameters)}")
@@ -254,6 +303,17 @@ def add_row(row: Activation) -> Activation:
     ROWS[row.name] = row
     if row.module is not None:
         _BY_MODULE[row.module] = row
+    return row
+
+
+def check_row(row: Activation) -> Activation:
+    """Return `row`; raise TypeError unless it is one, ValueError unless it is registered.
+
+    Compilers and files know it by its name.
+    """
+    check_kind(row)
+    if ROWS.get(row.name) is not row:
+        raise ValueError(f"the row {row.name!r} isn't registered; give it to register_activation first")
     return row
 
 

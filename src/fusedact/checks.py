@@ -14,11 +14,20 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _is_finite(number: Any) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an integer beyond float
+        return False
+
+
 def check_probability(p: Any) -> float:
     """Return `p` as a float; raise ValueError unless it is a number in [0, 1]."""
     number = _number(p)
-    if isinstance(number, numbers.Real) and not isinstance(number, bool) and 0 <= float(number) <= 1:
-        return float(number)
+    if isinstance(number, numbers.Real) and _is_finite(number) and not isinstance(number, bool):
+        number = float(number)
+        if 0 <= number <= 1:
+            return number
     raise ValueError(f"p={p!r}: the dropout probability must be a number between 0 and 1")
 
 
@@ -27,9 +36,20 @@ def check_finite(name: str, value: Any) -> float:
     if type(value) is float and -math.inf < value < math.inf:
         return value + 0.0
     number = _number(value)
-    if isinstance(number, numbers.Real) and not isinstance(number, bool) and math.isfinite(number):
+    if isinstance(number, numbers.Real) and not isinstance(number, bool) and _is_finite(number):
         return float(number) + 0.0
     raise ValueError(f"{name}={value!r}: it must be a finite number")
+
+
+def check_integer(name: str, value: Any, low: int, high: int) -> int:
+    """Return `value` as an int; raise TypeError unless it is one, ValueError unless it is in [low, high)."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise TypeError(f"{name}={value!r}: it must be an integer")
+    number = int(value)
+    if not low <= number < high:
+        most = f" and below 2**{high.bit_length() - 1}" if number >= high else ""
+        raise ValueError(f"{name}={value!r}: it must be at least {low}{most}")
+    return number
 
 
 def check_flag(name: str, value: Any) -> bool:

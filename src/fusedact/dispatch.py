@@ -11,13 +11,14 @@ from .activations import Activation, Saves
 from .checks import check_flag, check_probability
 from .composition import composition
 from .masks import generator
+from .masks import plan as plans
 from .masks.plan import RNGS, device_plan, used_probability
 from .watcher import Counter, Watchers
 
 if TYPE_CHECKING:
     from .kernels.configuration import LaunchConfiguration
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DTYPES = plans.DTYPES
 # Looked up once, since every call uses them and a lookup takes host time.
 _is_compiling = torch.compiler.is_compiling
 _is_capturing = torch.cuda.is_current_stream_capturing
@@ -87,9 +88,13 @@ def by_kernels(
         # The code below uses the current GPU's capture state and stream.
         with torch.cuda.device(input.get_device()):
             return by_kernels(row, input, values, p, inplace, rng, watchers)
+    if row.widens and _torch.is_widened(input):
+        result = by_kernels(row, input.float(), values, p, False, rng, watchers)
+        return input.copy_(result) if inplace and result is not None else result
     alignment = 16
-    if row.saves is Saves.MASK and rng == "eager":
+    if row.saves is Saves.MASK and rng == "eager" and not input.is_neg():
         # Without an activation, PyTorch's mask depends on the alignment and layout of the caller's memory.
+        # PyTorch copies a negated view first.
         address, dense = input.data_ptr(), torch.ops.aten.is_non_overlapping_and_dense.default(input)
         alignment = min(16, address & -address) if dense else 1
     configuration = configured(
@@ -114,8 +119,7 @@ def by_kernels(
     else:
         state = generator.reserve(input.get_device(), configuration.plan)
     counters = _counters(watchers, input, configuration) if watchers else ()
-    result: Tensor = _autograd().fused(input, configuration, state, inplace, counters)
-    return result
+    return _autograd().fused(input, configuration, state, inplace, counters)  # type: ignore[no-any-return]
 
 
 @functools.lru_cache(maxsize=4096)

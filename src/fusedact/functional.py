@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from . import rows, text
-from .activations import REQUIRED, Activation
+from .activations import REQUIRED, Activation, check_row
 from .dispatch import activation_dropout
 
 
@@ -41,7 +41,12 @@ def fused_function(row: Activation) -> FusedFunction:
     Returns:
         A function `(input, p=0.5, training=True, inplace=False, *, <parameters>, rng="eager")`. It returns a
         tensor of `input`'s shape, dtype and layout; its docstring lists its errors.
+
+    Raises:
+        TypeError: `row` is no `Activation`.
+        ValueError: `row` isn't registered.
     """
+    check_row(row)
     name = f"{'' if row is rows.IDENTITY else row.name + '_'}dropout"
 
     def function(

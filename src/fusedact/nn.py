@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from . import rows, text
-from .activations import Activation, Bound
+from .activations import Activation, Bound, check_row
 from .checks import check_flag, check_probability
 from .dispatch import activation_dropout, check_rng
 from .functional import arguments
@@ -44,7 +44,7 @@ class FusedActivationDropout(nn.Module):
         super().__init_subclass__(**kwargs)
         if row is None:  # a subclass of a fused module
             return
-        cls.row = row
+        cls.row = check_row(row)
         cls._bound = None if row.names else row.bind()
 
         def initialise(
@@ -55,7 +55,8 @@ class FusedActivationDropout(nn.Module):
         me = text.positional("self")
         initialise.__signature__ = text.signature(row, (me, *text.MODULE), None)  # type: ignore[attr-defined]
         initialise.__name__, initialise.__qualname__ = "__init__", f"{cls.__qualname__}.__init__"
-        cls.__init__ = initialise  # type: ignore[method-assign]
+        if "__init__" not in vars(cls):
+            cls.__init__ = initialise  # type: ignore[method-assign]
         if not cls.__doc__:
             cls.__doc__ = text.of_module(row, cls.__name__)
 

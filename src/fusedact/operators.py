@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from . import _torch
 from .activations import ROWS, Activation, Saves
 from .masks.generator import PhiloxState, drawn_on_device
 from .masks.plan import ITERATION, graph_plan, used_probability
@@ -33,6 +34,9 @@ def activation_dropout(
     watchers: Watchers,
 ) -> Tensor:
     """Return `dropout(act(input), p)` by the operators, with a seed drawn on the device by the graph."""
+    if row.widens and _torch.is_widened(input):
+        wide = activation_dropout(row, input.float(), values, p, False, rng, watchers)
+        return input.copy_(wide) if inplace else wide
     state = drawn_on_device(input.device)
     assert state.on_device is not None
     # Backward reads x, so the result must not overwrite it.

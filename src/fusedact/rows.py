@@ -253,6 +253,7 @@ SOFTPLUS = add_row(
             Parameter("beta", 1.0, "the slope of the exponent, any finite number but 0"),
             Parameter("threshold", 20.0, "above this value of beta x, the result is x"),
         ),
+        widens=True,
         rule=lambda beta, threshold: None if beta != 0 else "beta must not be 0, since it divides the result",
         saturated=lambda beta, threshold: _outside(-2.944 / beta) if beta > 0 else (),
     )
@@ -333,6 +334,7 @@ SQUARED_RELU = add_row(
         function=_squared_relu,
         formula="max(x, 0)^2",
         saves=Saves.INPUT,
+        widens=True,
         dead=lambda: _outside(0.0),
     )
 )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import composition
-from .activations import Activation
+from .activations import Activation, check_kind
 from .masks import eager_mask, fast_mask
 from .masks.generator import PhiloxState
 from .masks.plan import RNGS, eager_plan, fast_plan, used_probability
@@ -34,14 +34,23 @@ def check_activation(
         dtypes: the dtypes of the tensors to compare. Default: float16, bfloat16, float32 and float64.
 
     Raises:
+        TypeError: `row` is no `Activation`, or it takes another number of parameters.
         AssertionError: a result differs. The message names the row, dtype, `rng` and direction.
         RuntimeError: there is no CUDA device, and TRITON_INTERPRET is not 1.
         ValueError: a parameter breaks its rule.
     """
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError("no CUDA device: set TRITON_INTERPRET=1 before Python starts, for the interpreter")
+    check_kind(row)
+    if len(parameters) != len(row.parameters):
+        takes = ", ".join(row.names) or "no parameters"
+        raise TypeError(f"the row {row.name!r} takes {takes}, but {len(parameters)} values were given")
     bound = row.bind(*parameters)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        with torch.autocast("cuda"):
+            dtype = bound.row.function(torch.ones(1, dtype=torch.float16, device=device), *bound.values).dtype
+        assert row.widens == (dtype is torch.float32), f"{row.name}: widens={row.widens}, but gives {dtype}"
     for dtype in dtypes:
         x = torch.cat([torch.tensor(_SPECIAL), torch.randn(5000) * 3]).to(device, dtype)
         dy = torch.randn(len(x)).to(device, dtype)

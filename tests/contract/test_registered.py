@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import fusedact
-from fusedact import Activation, Saves, functional, rows
+from fusedact import Activation, Parameter, Saves, functional, rows
 from fusedact.activations import _BY_MODULE, ROWS, of_module
 
 PAGE = Path(__file__).parents[2] / "docs" / "own-activation.md"
@@ -95,6 +95,38 @@ def test_the_example_compiles(example):
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
+        ({"saves": Saves.MASK}, ValueError, "saves=Saves.MASK of the row 'mine': it is plain dropout's"),
+        ({"module": nn.ReLU()}, TypeError, r"module=ReLU\(\) of the row 'mine': it must be a subclass of"),
+        ({"from_output": torch.relu}, ValueError, "from_output=.* only the package's own rows may have it"),
+        ({"slope": 2.0}, ValueError, r"slope=2\.0, vanishes=False of .*: they need Saves\.ONE_BIT"),
+        ({"vanishes": True}, ValueError, r"slope=1\.0, vanishes=True of .*: they need Saves\.ONE_BIT"),
+        ({"saves": Saves.ONE_BIT, "slope": "1"}, ValueError, "slope='1': it must be a finite number"),
+        ({"representable": True}, ValueError, "representable=True of .*: it needs exact=True"),
+        ({"dead": ((0.0, 1.0),)}, TypeError, r"dead=\(.*: it must be a function that takes beta, threshold"),
+        ({"saturated": lambda a: ()}, TypeError, "saturated=.*: it must be a function that takes beta, thr"),
+        (
+            {"rule": lambda: None},
+            TypeError,
+            "rule=.* of the row 'mine': it must be a function that takes",
+        ),
+        (
+            {"parameters": (Parameter("p", 0.1),)},
+            ValueError,
+            "the parameter 'p' of .* something else",
+        ),
+        ({"parameters": (Parameter("type", 0.1),)}, ValueError, "the parameter 'type' of .* choose"),
+        ({"parameters": (Parameter("in", 0.1),)}, ValueError, "the parameter 'in' of .* no name of"),
+        (
+            {"parameters": (Parameter("s", 1.0),) * 2},
+            ValueError,
+            "the parameter 's' of .* something",
+        ),
+        (
+            {"parameters": Parameter("s", 0.1)},
+            TypeError,
+            "parameters=.* must be a tuple of",
+        ),
+        ({"parameters": (("s", 0.1),)}, TypeError, r"parameters=.* for a single one, write \(Parameter"),
         ({"name": "relu"}, ValueError, "name='relu': another activation has it; choose a name"),
         ({"name": "my relu"}, ValueError, "name='my relu': it must be an identifier"),
         ({"name": 3}, ValueError, "name=3: it must be an identifier"),
@@ -102,9 +134,17 @@ def test_the_example_compiles(example):
         ({"forward": None}, TypeError, "forward=None: the row 'mine' needs it; give a @triton.jit function"),
         ({"backward": torch.relu}, TypeError, "backward=.*: the row 'mine' needs it; write it as a @triton"),
         ({"function": 3}, TypeError, "function=3: it must be callable"),
-        ({"saves": "input"}, TypeError, r"saves='input': it must be one of Saves\.MASK, Saves\.ONE_BIT"),
-        ({"saves": Saves.TWO_BITS}, ValueError, "saves two bits: its first parameter must be"),
-        ({"parameters": rows.SOFTPLUS.parameters * 2}, ValueError, "at most 2, but got 4"),
+        ({"saves": "input"}, TypeError, r"saves='input': it must be one of Saves\.ONE_BIT, Saves"),
+        (
+            {"saves": Saves.TWO_BITS, "parameters": ()},
+            ValueError,
+            "saves two bits: its first parameter must be",
+        ),
+        (
+            {"parameters": tuple(Parameter(n, 1.0) for n in "abc")},
+            ValueError,
+            "at most 2, but got 3",
+        ),
     ],
 )
 def test_a_wrong_row_is_told_what_it_lacks(change, error, match):
@@ -115,7 +155,13 @@ def test_a_wrong_row_is_told_what_it_lacks(change, error, match):
         return x
 
     right = Activation(
-        name="mine", function=torch.relu, formula="x", saves=Saves.INPUT, forward=forward, backward=forward
+        name="mine",
+        function=torch.relu,
+        formula="x",
+        saves=Saves.INPUT,
+        parameters=rows.SOFTPLUS.parameters,
+        forward=forward,
+        backward=forward,
     )
     before = dict(ROWS)
     with pytest.raises(error, match=match):
@@ -137,6 +183,19 @@ def test_functions_with_other_arguments_are_told():
         fusedact.register_activation(row)
     with pytest.raises(TypeError, match=r"row must be a fusedact\.Activation, but got str"):
         fusedact.register_activation("relu")
+
+
+def test_what_is_no_registered_row_is_told():
+    """A compiler and a file know a row by its name, which may be another's."""
+    unregistered = dataclasses.replace(rows.RELU, function=torch.sigmoid)
+    for row, error, match in (
+        ("relu", TypeError, r"row must be a fusedact\.Activation, but got str"),
+        (unregistered, ValueError, "the row 'relu' isn't registered; give it to register_activation"),
+    ):
+        with pytest.raises(error, match=match):
+            fusedact.fused_function(row)
+        with pytest.raises(error, match=match):
+            type("Mine", (fusedact.FusedActivationDropout,), {}, row=row)
 
 
 def test_a_module_without_a_row_is_an_error():

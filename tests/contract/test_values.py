@@ -67,6 +67,20 @@ def test_gradcheck(activation, inplace, device):
     assert torch.autograd.gradgradcheck(function, x, fast_mode=True)
 
 
+def test_the_check_needs_every_parameter(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for row, given in ((rows.SOFTPLUS, (1.0,)), (rows.RELU, (1.0,)), (rows.LEAKY_RELU, ())):
+        with pytest.raises(TypeError, match=f"the row '{row.name}' takes .*, but {len(given)} values were"):
+            check_activation(row, *given)
+    with pytest.raises(TypeError, match=r"row must be a fusedact\.Activation, but got str"):
+        check_activation("relu")
+
+
+def test_rounded_parameters_need_no_default_device():
+    with torch.device("meta"):
+        assert rows.HARDSHRINK.values_in((0.1,), torch.bfloat16) == (0.10009765625,)
+
+
 def test_every_row_has_its_functions():
     """By name, or its own; what is not asked for is not there."""
     names = set(vars(mathematics))

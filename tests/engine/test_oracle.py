@@ -107,7 +107,7 @@ def test_threshold_is_where_eagers_comparison_turns(p, double):
 
 
 def test_scales():
-    for p in (0.1, 0.3, 0.9, 0.99):
+    for p in (0.04, 0.1, 0.15, 0.3, 0.45, 0.9, 0.97):  # of four the two scales differ
         forward, backward = plans.scales(p, double=False)
         assert forward == numpy.float32(1.0 / numpy.float64(numpy.float32(1 - p)))
         assert backward == numpy.float32(1 / (1 - p))
@@ -124,19 +124,39 @@ def test_plan():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "match"),
+    ("arguments", "error", "match"),
     [
-        ({"n": 0}, "n=0: it must be at least 1"),
-        ({"p": 1.0}, r"p=1\.0: it must be above 0 and below 1"),
-        ({"p": -0.1}, r"p=-0\.1: it must be above 0 and below 1"),
-        ({"p": math.nan}, "p=nan: it must be above 0 and below 1"),
-        ({"alignment": 12}, "alignment=12: it must be a power of 2"),
+        ({"n": 0}, ValueError, "n=0: it must be at least 1"),
+        ({"n": 6.0}, TypeError, r"n=6\.0: it must be an integer"),
+        ({"n": True}, TypeError, "n=True: it must be an integer"),
+        ({"p": 1.0}, ValueError, r"p=1\.0: it must be above 0 and below 1"),
+        ({"p": -0.1}, ValueError, r"p=-0\.1: the dropout probability must be a number between 0 and 1"),
+        ({"p": math.nan}, ValueError, "p=nan: the dropout probability must be a number between 0 and 1"),
+        ({"p": "0.5"}, ValueError, "p='0.5': the dropout probability must be a number between 0 and 1"),
+        ({"seed": 0.5}, TypeError, r"seed=0\.5: it must be an integer"),
+        ({"seed": 2**64}, ValueError, r"seed=18\d*: it must be at least 0 and below 2\*\*64"),
+        ({"offset": 6}, ValueError, "offset=6: it must be a multiple of 4"),
+        ({"offset": -4}, ValueError, "offset=-4: it must be at least 0"),
+        ({"dtype": torch.int32}, TypeError, r"dtype=torch\.int32: it must be one of torch\.float16, "),
+        ({"multiprocessors": 0}, ValueError, "multiprocessors=0: it must be at least 1"),
+        ({"threads_per_multiprocessor": 8}, ValueError, "threads_per_multiprocessor=8: .* at least 256"),
+        ({"alignment": 12}, ValueError, "alignment=12: it must be a power of 2"),
     ],
 )
-def test_masks_that_nobody_draws(arguments, match):
-    call = {"n": 100, "p": 0.5, "seed": 0, "offset": 0, **arguments}
-    with pytest.raises(ValueError, match=match):
-        masks.eager_mask(dtype=torch.float32, multiprocessors=132, threads_per_multiprocessor=2048, **call)
-    if "alignment" not in arguments:
-        with pytest.raises(ValueError, match=match):
-            masks.fast_mask(**call)
+def test_masks_that_nobody_draws(arguments, error, match):
+    call = {"n": 100, "p": 0.5, "seed": 0, "offset": 0}
+    gpu = {"dtype": torch.float32, "multiprocessors": 132, "threads_per_multiprocessor": 2048}
+    with pytest.raises(error, match=match):
+        masks.eager_mask(**{**call, **gpu, **arguments})
+    if arguments.keys() <= call.keys():
+        with pytest.raises(error, match=match):
+            masks.fast_mask(**{**call, **arguments})
+
+
+def test_numbers_of_other_kinds_and_another_default_device():
+    """A mask is on the CPU in any case."""
+    expected = masks.fast_mask(64, 0.5, 3, 8), masks.eager_mask(64, 0.5, torch.float32, 3, 8, *PROCESSORS)
+    with torch.device("meta"):
+        n, p = numpy.int64(64), numpy.float32(0.5)
+        result = masks.fast_mask(n, p, 3, 8), masks.eager_mask(n, p, torch.float32, 3, 8, *PROCESSORS)
+    assert all(map(torch.equal, result, expected))

@@ -10,7 +10,8 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from fusedact import _torch, dispatch
+from fusedact import _torch, dispatch, rows
+from fusedact.dispatch import runs_kernels
 from fusedact.masks import generator
 from fusedact.masks import plan as plans
 from fusedact.masks.generator import PhiloxState
@@ -71,6 +72,20 @@ def test_autocast_changes_nothing_and_keeps_eagers_dtype(activation, autocast, d
         expected = call(eager_modules(activation), x)
     assert [t.dtype for t in result] == [t.dtype for t in expected]
     assert all(map(torch.equal, result, plain))
+
+
+@pytest.mark.parametrize("activation", [rows.SOFTPLUS, rows.SQUARED_RELU], ids=lambda row: row.name)
+def test_what_autocast_widens_is_float32(activation, path, monkeypatch):
+    """A CPU's autocast widens neither, so that there eager is given float32."""
+    x = torch.randn(300, device=path, dtype=torch.bfloat16)
+    eager, module, kernels = eager_modules(activation, 0.3), fused_module(activation, 0.3), runs_kernels(x)
+    interpreted = kernels and path == "cpu"
+    with torch.autocast(path, dtype=torch.bfloat16):
+        y, dx = call(module, x)
+        expected = call((lambda x: module(x.float())) if interpreted else eager, x)
+        assert fused_module(activation, 0.3, inplace=True)(x.clone()).dtype is x.dtype
+    assert y.dtype is (torch.float32 if kernels else x.dtype)
+    torch.testing.assert_close((y, dx), expected)
 
 
 @representatives

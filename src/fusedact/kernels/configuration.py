@@ -234,8 +234,7 @@ def backward_constants(
     if from_output:
         function = getattr(mathematics, f"{row.name}_derivative_from_output")
     elif row.saves is Saves.INPUT:
-        what = "gradient" if row.own_gradient else "derivative"
-        function = row.backward or named(f"{row.name}_{what}", dtype)
+        function = row.backward or named(f"{row.name}_derivative", dtype)
     # If the gradient is one product, the store is the only rounding, as in eager mode.
     one_product = row.saves is Saves.MASK or (row.saves is Saves.ONE_BIT and row.slope == 1)
     return {
@@ -243,7 +242,6 @@ def backward_constants(
         "SAVES": "output" if from_output else row.saves.name.lower(),
         "BACKWARD": function,
         "SLOPE": row.slope,
-        "OWN_GRADIENT": row.own_gradient and not from_output,
     }
 
 

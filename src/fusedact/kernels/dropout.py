@@ -50,7 +50,6 @@ def _gradient(
     BACKWARD: tl.constexpr,
     SAVES: tl.constexpr,
     SLOPE: tl.constexpr,
-    OWN_GRADIENT: tl.constexpr,
     STORED: tl.constexpr,
     PACKED: tl.constexpr,
 ):
@@ -67,8 +66,6 @@ def _gradient(
         dx = rounded(dy * tl.where(keep, scale, 0.0), STORED, PACKED)
         if SAVES == "two_bits":
             dx = tl.where(flag, dx, dx * a)
-        elif OWN_GRADIENT:
-            dx = BACKWARD(dx, saved, a, b)
         elif SAVES != "mask":
             dx *= BACKWARD(saved, a, b)
     return dx
@@ -294,7 +291,6 @@ def backward_kernel(
     BACKWARD: tl.constexpr,
     SAVES: tl.constexpr,
     SLOPE: tl.constexpr,
-    OWN_GRADIENT: tl.constexpr,
     UNIT: tl.constexpr,
     ARITHMETIC: tl.constexpr,
     STORED: tl.constexpr,
@@ -344,8 +340,6 @@ def backward_kernel(
         saved = widened(saveds[g], ARITHMETIC, PACKED) if READS_SAVED else dy
         if SAVES == "output":
             saved *= _number(inverse, inverse_64, ARITHMETIC)
-        dx = _gradient(
-            dy, keep, flag, saved, scale, a, b, BACKWARD, SAVES, SLOPE, OWN_GRADIENT, STORED, PACKED
-        )
+        dx = _gradient(dy, keep, flag, saved, scale, a, b, BACKWARD, SAVES, SLOPE, STORED, PACKED)
         inside = inside_of(g, offsets, first, left, blocks, FAST, VEC, LANES, COLUMNS)
         tl.store(dx_ptr + g * STEP + offsets, dx.to(dx_ptr.dtype.element_ty), mask=inside)

@@ -1,10 +1,13 @@
 """The masks of any GPU, computed on a CPU in plain PyTorch: the reference for the kernels' masks."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from ..checks import check_integer, check_probability
 from . import plan as plans
-from .plan import Plan
+from .plan import DTYPES, Plan
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int, rounds: int = 10) -> list[Tensor]:
@@ -71,21 +74,39 @@ def eager_mask(
         odd n, say), in the tensor's logical (row-major) order.
 
     Raises:
-        ValueError: `n` is below 1, `p` not in (0, 1), or `alignment` no power of 2.
+        TypeError: `dtype` is no dtype of dropout's kernels, or `n` or another count is no integer.
+        ValueError: `n` is below 1, `p` not in (0, 1), `alignment` no power of 2, or another value isn't
+            allowed.
     """
-    _check_mask(n, p)
-    if alignment < 1 or alignment & (alignment - 1):
+    n, p, seed, offset = _checked(n, p, seed, offset)
+    if dtype not in DTYPES:
+        raise TypeError(f"dtype={dtype!r}: it must be one of {', '.join(map(str, DTYPES))}")
+    multiprocessors = check_integer("multiprocessors", multiprocessors, 1, 2**31)
+    threads = check_integer("threads_per_multiprocessor", threads_per_multiprocessor, 256, 2**31)
+    alignment = check_integer("alignment", alignment, 1, 2**31)
+    if alignment & (alignment - 1):
         raise ValueError(f"alignment={alignment!r}: it must be a power of 2")
-    plan = plans.eager_plan(n, dtype.itemsize, multiprocessors, threads_per_multiprocessor, alignment)
+    plan = plans.eager_plan(n, dtype.itemsize, multiprocessors, threads, alignment)
     threshold = plans.keep_threshold(p, dtype is torch.float64)
-    return eager_words(torch.arange(n), plan, seed, offset) < threshold
+    return eager_words(torch.arange(n, device="cpu"), plan, seed, offset) < threshold
 
 
-def _check_mask(n: int, p: float) -> None:
-    if n < 1:
-        raise ValueError(f"n={n!r}: it must be at least 1")
-    if not 0 < p < 1:
+class _Checked(NamedTuple):
+    n: int
+    p: float
+    seed: int
+    offset: int
+
+
+def _checked(n: int, p: float, seed: int, offset: int) -> _Checked:
+    n = check_integer("n", n, 1, 2**63)
+    probability = check_probability(p)
+    if not 0 < probability < 1:
         raise ValueError(f"p={p!r}: it must be above 0 and below 1, where a mask is drawn")
+    offset = check_integer("offset", offset, 0, 2**63)
+    if offset % 4:
+        raise ValueError(f"offset={offset!r}: it must be a multiple of 4, as a generator's always is")
+    return _Checked(n, probability, check_integer("seed", seed, 0, 2**64), offset)
 
 
 def fast_numbers(e: Tensor, seed: int, offset: int) -> Tensor:
@@ -116,8 +137,9 @@ def fast_mask(n: int, p: float, seed: int, offset: int) -> Tensor:
         bool [n], true where an element is kept, in memory order.
 
     Raises:
-        ValueError: `n` is below 1, or `p` not in (0, 1).
+        TypeError: `n`, `seed` or `offset` is no integer.
+        ValueError: `n` is below 1, `p` not in (0, 1), or another value isn't allowed.
     """
-    _check_mask(n, p)
+    n, p, seed, offset = _checked(n, p, seed, offset)
     threshold = round((1.0 - plans.used_probability(p, "fast")) * 65536)
-    return fast_numbers(torch.arange(n), seed, offset) < threshold
+    return fast_numbers(torch.arange(n, device="cpu"), seed, offset) < threshold

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 RNGS = ("eager", "fast")
 ITERATION = 2**30  # elements, of `graph_plan`
 
