@@ -1,17 +1,14 @@
 """Pairs of an activation and a dropout in an existing model, run in one kernel each way.
 
-Calls change, modules stay. In a method such as `return self.drop(self.act(x))` both calls go through an
-object of ours, which puts the first off until the second. With both at hand it decides by what is there
-then: exact types or known functions, no hooks, this training flag, this p, an input that the kernels take.
-If all holds, one kernel runs. If not, the two calls run as they were written, in their order.
-`nn.Sequential` is such a method too.
-
-Two questions had to be answered.
+Calls change, modules stay. In a method such as `return self.drop(self.act(x))` both calls go through a `Calls`
+object, which puts the first off until the second. With both at hand it looks at exact types or known functions,
+hooks, the training flag, p, and the input. If a kernel can do the same, it runs. If not, the two calls run as
+they were written, in their order. The forward of `nn.Sequential` is such a method too.
 
 How does a class get other code for some of its instances? A stand-in class changes `type(module)`, which
 other tools read, and change as well. A method on the instance calls the wrong instance in shallow copies and
 replicas. So neither: the function that the class has gets other code (`function.__code__`). Function, class,
-signature, closure and decorators stay the same objects. The new code begins with a look whether `self` is
+signature, closure and decorators stay the same objects. The new code first asks whether `self` is
 fused. If it isn't, the old body runs, so other instances compute what they did.
 
 Where does an instance say that it is fused? In the set of names of its buffers that aren't stored. Copies,

@@ -21,7 +21,7 @@ def fuse(model: Model, inplace: bool = False, *, lone_dropout: bool = False) -> 
     """Run every activation -> dropout pair of a model in one kernel each way, where that is safe.
 
     The modules stay what they are: classes, names, parameters, hooks and flags. Each pair of calls decides
-    when it runs, by what is there then. Where a kernel can't do the same, the two calls run as written.
+    at call time. If a kernel can't do the same, the two calls run as written.
 
     Args:
         model: any module. One fused before is fused anew.
@@ -80,10 +80,13 @@ def unfuse(model: Model) -> Model:
 
 
 def fusion_report(model: nn.Module) -> FusionReport:
-    """What is fused in a model, and what isn't and why, as the model is now.
+    """Report which pairs of a model are fused, and why others aren't, as the model is now.
 
     Args:
         model: what `fuse` returned, a copy of it, or a part of it that has pairs.
+
+    Returns:
+        A `FusionReport`: `fused` and `left`, each a list of `Pair`.
 
     Raises:
         TypeError: `model` is no module.
@@ -98,7 +101,7 @@ def fusion_report(model: nn.Module) -> FusionReport:
 
 
 def places(model: nn.Module) -> list[Place]:
-    """The places of a fused model where pairs run fused, each with a name of its own."""
+    """Return the places of a fused model where pairs run fused, each with a name of its own."""
     fused = {(id(place.module), place.key): place for place in _found(model) if not place.reason}
     counts, numbers = Counter(place.name for place in fused.values()), Counter[str]()
     result = []

@@ -1,18 +1,18 @@
-"""What was found in a model: pairs that run fused, and those that don't, each with its reason."""
+"""The report on a model: its fused pairs, and its other pairs with their reasons."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An activation and a dropout, one on the other's result.
+    """Describe an activation and a dropout, of which one takes the other's result.
 
     Attributes:
-        path: in an `nn.Sequential` of its dropout, else of the module whose code has the pair; empty for the
-            model itself.
+        path: the name of the module whose code calls the two; empty for the model itself. In an
+            `nn.Sequential` it is the dropout's name.
         pair: the two, in the order of their calls.
-        reason: why it runs as it is written; empty if it is fused.
-        saves: what is kept for backward where it is fused.
+        reason: the reason why it runs as it is written; empty if it is fused.
+        saves: the memory that a fused pair keeps for backward; empty if it isn't fused.
     """
 
     path: str
@@ -23,7 +23,7 @@ class Pair:
 
 @dataclass
 class FusionReport:
-    """The pairs of a model. Prints as a table.
+    """List the pairs of a model. It prints as a table.
 
     Attributes:
         fused: the pairs that run as one kernel each way, where a kernel can run.

@@ -27,7 +27,7 @@ function = functools.lru_cache(maxsize=4096)(Function)
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where one module's calls have a pair.
+    """Describe a place in a module's code where a pair is called.
 
     Attributes:
         module: the module.
@@ -38,7 +38,7 @@ class Place:
         key: of the place, in the module's calls.
         pair: the two, in words.
         reported: the pair's path in the report.
-        reason: why it runs as it is written; empty if it can be fused.
+        reason: the reason why it runs as it is written; empty if it can be fused.
     """
 
     module: nn.Module
