@@ -1,9 +1,9 @@
 """Pairs of an activation and a dropout in an existing model, run in one kernel each way.
 
-Calls change, modules stay. In a method such as `return self.drop(self.act(x))` both calls go through a `Calls`
-object, which puts the first off until the second. With both at hand it looks at exact types or known functions,
-hooks, the training flag, p, and the input. If a kernel can do the same, it runs. If not, the two calls run as
-they were written, in their order. The forward of `nn.Sequential` is such a method too.
+Calls change, modules stay. In a method such as `return self.drop(self.act(x))` both calls go through a
+`Calls` object, which puts the first off until the second. With both at hand it looks at exact types or known
+functions, hooks, the training flag, p, and the input. If a kernel can do the same, it runs. If not, the two
+calls run as they were written, in their order. The forward of `nn.Sequential` is such a method too.
 
 How does a class get other code for some of its instances? A stand-in class changes `type(module)`, which
 other tools read, and change as well. A method on the instance calls the wrong instance in shallow copies and
