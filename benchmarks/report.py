@@ -43,6 +43,8 @@ NOT_MEASURED = (
 
 # The activations of the README's table, by row.
 SHOWN = {"relu": "ReLU", "leaky_relu": "LeakyReLU", "elu": "ELU", "gelu": "GELU", "silu": "SiLU"}
+# The kernels of the table of forms: those whose instructions bound them the most.
+TRIED = (("relu", "fast"), ("leaky_relu", "fast"), ("gelu", "fast"), ("elu", "eager"), ("silu", "eager"))
 
 # Tables ------------------------------------------------------------------------------------------------
 
@@ -212,6 +214,14 @@ def _performance(results: Path) -> str:
     return tables.summary(_counts(results), "bfloat16", "H100", SHOWN)
 
 
+def _forms(results: Path) -> str:
+    from benchmarks.machine_code import row, tables
+
+    folder = results / "machine-code"
+    standing, tried = (row.load(folder / f"{name}.json") for name in ("fusedact", "forms"))
+    return tables.forms(standing, tried, TRIED)
+
+
 def _counts(results: Path) -> "list[Count]":
     from benchmarks.machine_code import row
 
@@ -262,6 +272,7 @@ def _gpu(results: Path) -> str:
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
+    "forms": _forms,
     "gpu": _gpu,
     "host time": _host_time,
     "machine code": _machine_code,

@@ -142,3 +142,27 @@ def summary(rows: Sequence[Row], dtype: str, gpu: str, names: Mapping[str, str])
         cells.append(f"{other.picoseconds(gpu) / mine.picoseconds(gpu):.2f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def forms(standing: Sequence[Row], tried: Sequence[Row], shown: Sequence[tuple[str, str]]) -> str:
+    """Return a Markdown table of forward's instructions per element, in the form that stands and in others.
+
+    Args:
+        standing: the counts of the kernels as they are.
+        tried: the counts of other forms, whose backend is the form.
+        shown: the activation and the `rng` of each column.
+    """
+    dtype, target = tried[0].dtype, tried[0].target
+    found = {
+        (row.backend, row.activation, row.rng): f"{row.instructions_per_element:.2f}"
+        for row in [*standing, *tried]
+        if (row.kernel, row.dtype, row.target) == ("forward", dtype, target)
+    }
+    lines = [
+        f"| form | {' | '.join(f'{activation}, {rng}' for activation, rng in shown)} |",
+        f"|---|{'---:|' * len(shown)}",
+    ]
+    for backend in dict.fromkeys(["fusedact", *(row.backend for row in tried)]):
+        name = "as it stands" if backend == "fusedact" else backend
+        lines.append(f"| {name} | {' | '.join(found[backend, *column] for column in shown)} |")
+    return "\n".join(lines)
