@@ -7,7 +7,7 @@ from compare import X, check
 from nets import Base
 from torch import nn
 
-from fusedact import fusion_report
+from fusedact import fuse, fusion_report
 
 
 class Left:
@@ -290,3 +290,13 @@ def test_left(kernels, cls):
     net = cls()
     new = check(kernels, net, X, fused=0, left=1, runs=0)
     assert cls.reason in fusion_report(new).left[0].reason
+
+
+def test_a_call_that_pytorch_refuses_is_refused():
+    class Incomplete(nn.Module):
+        def forward(self, x):
+            return torch.dropout(torch.relu(x))
+
+    for model in (Incomplete(), fuse(Incomplete())):
+        with pytest.raises(TypeError, match="dropout"):
+            model(X)

@@ -38,7 +38,7 @@ _LAYERS = (nn.Linear, nn.Bilinear, _torch.CONVOLUTION, _torch.NORM, nn.LayerNorm
 FRESH = frozenset(cls for cls in vars(nn).values() if isinstance(cls, type) and issubclass(cls, _LAYERS))
 DROPOUTS: dict[Any, dict[str, Any]] = {
     F.dropout: {"p": 0.5, "training": True, "inplace": False},
-    torch.dropout: {"p": 0.5, "train": True},
+    torch.dropout: {"p": None, "train": None},  # PyTorch requires both
 }
 # Looked up once: they are asked at every call.
 _Dropout, _dropout_forward, _f_dropout = nn.Dropout, nn.Dropout.forward, F.dropout
