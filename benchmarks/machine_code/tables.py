@@ -164,5 +164,5 @@ def forms(standing: Sequence[Row], tried: Sequence[Row], shown: Sequence[tuple[s
     ]
     for backend in dict.fromkeys(["fusedact", *(row.backend for row in tried)]):
         name = "as it stands" if backend == "fusedact" else backend
-        lines.append(f"| {name} | {' | '.join(found[backend, *column] for column in shown)} |")
+        lines.append(f"| {name} | {' | '.join(found[(backend, *column)] for column in shown)} |")
     return "\n".join(lines)

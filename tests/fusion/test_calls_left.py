@@ -292,7 +292,7 @@ def test_left(kernels, cls):
     assert cls.reason in fusion_report(new).left[0].reason
 
 
-def test_a_call_that_pytorch_refuses_is_refused():
+def test_a_call_that_pytorch_refuses_is_refused(kernels):
     class Incomplete(nn.Module):
         def forward(self, x):
             return torch.dropout(torch.relu(x))
