@@ -164,5 +164,6 @@ def forms(standing: Sequence[Row], tried: Sequence[Row], shown: Sequence[tuple[s
     ]
     for backend in dict.fromkeys(["fusedact", *(row.backend for row in tried)]):
         name = "as it stands" if backend == "fusedact" else backend
-        lines.append(f"| {name} | {' | '.join(found[(backend, *column)] for column in shown)} |")
+        figures = [found[backend, activation, rng] for activation, rng in shown]
+        lines.append(f"| {name} | {' | '.join(figures)} |")
     return "\n".join(lines)
