@@ -111,6 +111,20 @@ def test_after_fuse():
     assert only(monitor.report()).samples == 5
 
 
+def test_activations_of_hugging_face_after_fuse():
+    """Their classes are known to `fuse` alone, so the monitor watches the places where they are called."""
+    path = "transformers.activations"
+    module = pytest.importorskip(path, reason="needs transformers: the extra `test`").GELUActivation()
+    model, x = fuse(nn.Sequential(nn.Linear(12, 8), module, nn.Dropout(0.5))), torch.randn(5, 12)
+    with ActivityMonitor(model) as monitor:
+        model(x)
+        model.eval()
+        model(x)
+    layer = only(monitor.report())
+    assert (layer.layer, layer.activation, layer.samples) == ("1-2", "GELU", 10)
+    assert torch.equal(layer.fired, 2 * (model[0](x) > 0).sum(0))
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
@@ -118,7 +132,7 @@ def test_after_fuse():
         (
             {"model": nn.Linear(2, 2)},
             ValueError,
-            "this Linear has none. Functions are watched where.*fusedact.fuse",
+            "this Linear has none. Functions and activations of Hugging Face are watched.*fusedact.fuse",
         ),
         ({"stride": 0}, ValueError, "stride=0: it must be at least 1"),
         ({"stride": 2.0}, TypeError, "stride=2.0: it must be an int"),

@@ -283,7 +283,7 @@ def watched_layers(model: nn.Module, settings: Settings, order: Order) -> list[W
         ValueError: there is none.
     """
     layers = []
-    in_code = _functions_in_code(model)
+    in_code = _calls_in_code(model)
     for name, module in model.named_modules():
         row = module.row if isinstance(module, FusedActivationDropout) else row_of(module)
         if row is not None and row.saves is not Saves.MASK:  # dropout alone has no units that die
@@ -297,16 +297,17 @@ def watched_layers(model: nn.Module, settings: Settings, order: Order) -> list[W
         )
         raise ValueError(
             f"model must have a fused module or one of {kinds} to watch, but this {type(model).__name__} "
-            "has none. Functions are watched where a dropout follows, once fusedact.fuse has fused the model"
+            "has none. Functions and activations of Hugging Face are watched where their result goes to a "
+            "dropout, once fusedact.fuse has fused the model"
         )
     return layers
 
 
-def _functions_in_code(model: nn.Module) -> list[Place]:
-    """Return a fused model's places that call a function; called modules are watched as modules."""
+def _calls_in_code(model: nn.Module) -> list[Place]:
+    """Return a fused model's places that call a function, or a module that isn't watched by its class."""
     if not any(calls_of(module) for module in model.modules()):
         return []
-    return [place for place in places(model) if place.activation is None]
+    return [place for place in places(model) if place.activation is None or row_of(place.activation) is None]
 
 
 def choose(layers: list[WatchedLayer], units: int | Mapping[str, int] | None) -> None:
