@@ -30,7 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help=f"names, or all (default: {','.join(row.name for row in USUAL)}; identity is plain dropout)",
     )
     group.addoption(
-        "--minutes", type=float, default=9.0, help="rows that haven't begun by then are skipped (default: 9)"
+        "--minutes",
+        type=float,
+        help="rows that haven't begun by then are skipped (default: 9; with --quick 1.5)",
     )
 
 
@@ -42,8 +44,13 @@ def _activations(text: str) -> list[str]:
     return names
 
 
+def _minutes(config: pytest.Config) -> float:
+    minutes: float | None = config.getoption("--minutes")
+    return (1.5 if config.getoption("--quick") else 9.0) if minutes is None else minutes
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[DEADLINE] = time.monotonic() + 60 * config.getoption("--minutes")
+    config.stash[DEADLINE] = time.monotonic() + 60 * _minutes(config)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -77,7 +84,7 @@ def _parameters(item: pytest.Item) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def _in_time(request: pytest.FixtureRequest) -> None:
     if time.monotonic() > request.config.stash[DEADLINE]:
-        pytest.skip(f"left out: the run's {request.config.getoption('--minutes'):g} minutes are over")
+        pytest.skip(f"left out: the run's {_minutes(request.config):g} minutes are over")
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +108,7 @@ def _compiler(request: pytest.FixtureRequest) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    minutes = config.getoption("--minutes")
+    minutes = _minutes(config)
     if suite.CUDA:
         return f"fusedact benchmarks on {torch.cuda.get_device_name()}: at most about {minutes:g} minutes"
     return (
