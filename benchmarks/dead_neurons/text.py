@@ -62,9 +62,9 @@ SECTIONS = (
         "Does dropout kill units, or save them?",
         "Silent units of the tutorial's net over the epochs.",
         lambda a: (
-            f"Training without dropout {effect(a[0])}. p = 0.2 for 0 {effect(a[1])}, p = 0.5 for 0 "
-            f"{effect(a[2])}, "
-            f"and p = 0.8 for 0 {effect(a[3])}. In four hidden layers p = 0.5 for 0 {effect(a[4])}."
+            f"Training without dropout {effect(a[0])}. p = 0.2 for 0 {effect(a[1])}. p = 0.5 for 0 "
+            f"{effect(a[2])}. p = 0.8 for 0 {effect(a[3])}. "
+            f"In four hidden layers p = 0.5 for 0 {effect(a[4])}."
         ),
         "A ReLU unit that is silent for every digit gets no gradient from any, so it is dead. "
         "The optimiser decides far more than dropout does: compare the panels.",

@@ -92,7 +92,7 @@ def compiled(case: Case, dtype: Dtype, target: str) -> Any:
             constants["saved_ptr"] = None
     options = {name: constants.pop(name) for name in tuple(constants) if name not in function.arg_names}
     # As on that GPU, and not on this machine.
-    constants["PACKED"] = not amd and configuration.packs_on(*divmod(int(target[3:]), 10))
+    constants["PACKED"] = not amd and configuration.packs_on(divmod(int(target[3:]), 10))
     options["num_warps"] = COLUMNS // gpu.warp_size
     signature, specialised = {}, {}
     for index, parameter in enumerate(function.params):

@@ -13,7 +13,7 @@ import pytest
 from cases import ENGINE, EVERY, ROOT, environment
 
 from benchmarks.machine_code import __main__ as command
-from benchmarks.machine_code import kernels, peers, tables
+from benchmarks.machine_code import forms, kernels, peers, tables
 from benchmarks.machine_code.row import Row, load, save
 
 RESULTS = ROOT / "benchmarks" / "results" / "machine-code"
@@ -171,3 +171,11 @@ def test_peers_need_a_device(monkeypatch):
     monkeypatch.setattr(peers.torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="--peers needs a CUDA device"):
         next(peers.measure_all(EVERY, kernels.USUAL))
+
+
+def test_every_form_fits_the_source_and_is_counted():
+    """`--forms` replaces text of the source, and docs/kernels.md shows what it counts."""
+    for changes in forms.FORMS.values():
+        for change in changes:
+            assert (forms.PACKAGE / change.file).read_text().count(change.old) == 1, change
+    assert {row.backend for row in load(RESULTS / "forms.json")} == set(forms.FORMS)

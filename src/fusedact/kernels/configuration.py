@@ -173,12 +173,12 @@ def packs() -> bool:
     if torch.version.hip or triton.knobs.runtime.interpret:
         return False
     gpus = range(torch.cuda.device_count())
-    return all(packs_on(*torch.cuda.get_device_capability(gpu)) for gpu in gpus)
+    return all(packs_on(torch.cuda.get_device_capability(gpu)) for gpu in gpus)
 
 
-def packs_on(major: int, minor: int) -> bool:
+def packs_on(capability: tuple[int, int]) -> bool:
     """Return the same for one compute capability. From sm_100 on, ptxas itself widens pairs."""
-    return 8 <= major < 10
+    return (8, 0) <= capability < (10, 0)
 
 
 def constants(row: Activation, dtype: torch.dtype, plan: Plan, unit: bool, rounds: bool) -> dict[str, Any]:
