@@ -10,7 +10,7 @@ import torch
 from cases import DTYPES, apply, assert_same, both, eager_modules, edges, of_roundings, representatives
 from torch import nn
 
-from fusedact import functional, masks
+from fusedact import functional, masks, rows
 from fusedact.masks import plan as plans
 
 pytestmark = pytest.mark.usefixtures("cuda")
@@ -24,6 +24,20 @@ def test_equals_eager_bit_for_bit(activation, dtype):
         assert_same(activation, torch.randn(n, device="cuda", dtype=dtype), 0.3)
     for p in (0.001, 0.1, 0.5, 0.9, 0.99, 1e-10):
         assert_same(activation, torch.randn(100_000, device="cuda", dtype=dtype), p)
+
+
+@pytest.mark.usefixtures("no_graphs")
+@pytest.mark.parametrize(
+    "activation", [rows.RELU, rows.LEAKY_RELU, rows.HARDSIGMOID, rows.IDENTITY], ids=lambda row: row.name
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_half_precision_value_has_eagers_bits(activation, dtype):
+    """Pairs of them are widened and rounded by inline PTX; NaN, infinities and subnormals are among them."""
+    x = torch.arange(-(2**15), 2**15, dtype=torch.int16, device="cuda").view(dtype)
+    dy = torch.ones_like(x)
+    eager = eager_modules(activation, 0.3)
+    expected, result = (both(call, x, dy) for call in (eager, lambda x: apply(activation, x, 0.3)))
+    torch.testing.assert_close(result[:2], expected[:2], rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.usefixtures("no_graphs")
