@@ -6,50 +6,11 @@ Triton is imported. Tests that need a GPU are skipped by the `cuda` fixture, whi
 
 import os
 
-import numpy
 import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
-
-
-def _round_as_gpus_do() -> None:
-    """Mend three roundings of the interpreter.
-
-    It truncates float32 to bfloat16, where GPUs (and PyTorch) round to nearest even; it rounds a
-    float32 fma's product, which float64 holds exactly; and numpy's float32 exp2 varies with the CPU and
-    keeps subnormal results, which hardware flushes.
-    """
-    import triton.language as tl
-    from triton.runtime import interpreter
-
-    builder = interpreter.InterpreterBuilder
-    original_cast, original_fma = builder.cast_impl, builder.create_fma
-
-    def cast_impl(self, src, dst_type):
-        source, target = src.dtype.scalar, dst_type.scalar
-        if (source, target) == (tl.float32, tl.bfloat16):
-            data = torch.from_numpy(src.data.copy()).bfloat16().view(torch.uint16).numpy()
-        elif (source, target) == (tl.bfloat16, tl.float32):
-            data = torch.from_numpy(src.data.copy()).view(torch.bfloat16).float().numpy()
-        else:
-            return original_cast(self, src, dst_type)
-        return interpreter.TensorHandle(data, target)
-
-    def create_fma(self, x, y, z):
-        if x.dtype.scalar != tl.float32:
-            return original_fma(self, x, y, z)
-        wide = x.data.astype("float64") * y.data + z.data
-        return interpreter.TensorHandle(wide.astype("float32"), x.dtype.scalar)
-
-    def create_exp2(self, x):
-        rounded = numpy.exp2(x.data.astype("float64")).astype(x.data.dtype)
-        if x.dtype.scalar == tl.float32:
-            rounded[rounded < numpy.finfo("float32").tiny] = 0
-        return interpreter.TensorHandle(rounded, x.dtype.scalar)
-
-    builder.cast_impl, builder.create_fma, builder.create_exp2 = cast_impl, create_fma, create_exp2
 
 
 try:
@@ -58,7 +19,9 @@ except ImportError:
     triton = None
 else:
     if not torch.cuda.is_available():
-        _round_as_gpus_do()
+        import interpreter
+
+        interpreter.install()
 
 
 def pytest_collection_modifyitems(items):

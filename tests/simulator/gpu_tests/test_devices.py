@@ -12,6 +12,7 @@ import fusedact
 from tests.simulator import gpu
 
 
+@pytest.mark.usefixtures("no_graphs")
 @representatives
 @pytest.mark.parametrize("inplace", [False, True])
 @rngs
