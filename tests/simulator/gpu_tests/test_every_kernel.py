@@ -1,7 +1,8 @@
 """Compiled kernels run from their PTX: masks are the oracle's, values the truth's.
 
-To compile a kernel takes more than a second, so a choice of them runs, in which every two of activation, dtype,
-mapping and width meet for one kind of saving at least. With SIMULATOR_EVERY_KERNEL=1 all of them run.
+To compile a kernel takes more than a second, so a choice of them runs. For one activation it has every dtype,
+mapping and width; of all others each meets each dtype, or a half and a wider one. With
+SIMULATOR_EVERY_KERNEL=1 all of them run.
 """
 
 import itertools
