@@ -1,7 +1,7 @@
 """Compiled kernels run from their PTX: masks are the oracle's, values the truth's.
 
-To compile a kernel takes more than a second, so a choice of them runs. For one activation it has every dtype,
-mapping and width; of all others each meets each dtype, or a half and a wider one. With
+To compile a kernel takes more than a second, so a choice of them runs. ReLU has every dtype, mapping and
+width; the other representatives have every dtype and mapping; the rest have a half and a wider dtype. With
 SIMULATOR_EVERY_KERNEL=1 all of them run.
 """
 
