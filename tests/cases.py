@@ -33,6 +33,12 @@ watched = pytest.mark.parametrize("activation", WATCHED, ids=lambda row: row.nam
 activations = pytest.mark.parametrize("activation", EVERY, ids=lambda row: row.name)
 representatives = pytest.mark.parametrize("activation", ENGINE, ids=lambda row: row.name)
 rngs = pytest.mark.parametrize("rng", RNGS)
+# Every dtype with one activation, every representative with one dtype: for what depends on one of the two.
+in_turn = pytest.mark.parametrize(
+    ("activation", "dtype"),
+    [(row, dtype) for i, row in enumerate(ENGINE) for j, dtype in enumerate(DTYPES) if i in (0, j)],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 
 # A GPU so small that eager's grid-stride loop goes round several times: 6 blocks of 256 threads, which fill

@@ -7,7 +7,17 @@ import functools
 
 import pytest
 import torch
-from cases import DTYPES, apply, assert_same, both, eager_modules, edges, of_roundings, representatives
+from cases import (
+    DTYPES,
+    apply,
+    assert_same,
+    both,
+    eager_modules,
+    edges,
+    in_turn,
+    of_roundings,
+    representatives,
+)
 from torch import nn
 
 from fusedact import functional, masks, rows
@@ -89,8 +99,7 @@ def test_launches_see_the_current_stream_device_and_alignment(activation):
 
 
 @pytest.mark.usefixtures("no_graphs")
-@representatives
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@in_turn
 def test_equals_eager_on_other_layouts(activation, dtype):
     x = torch.randn(8, 16, 20, 24, device="cuda", dtype=dtype)
     for view in (
@@ -133,8 +142,7 @@ def test_the_oracle_is_nn_dropouts_mask(dtype):
 
 
 @pytest.mark.usefixtures("no_graphs")
-@representatives
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@in_turn
 def test_fast_draws_the_oracles_mask_from_the_devices_generator(activation, dtype):
     generator = torch.cuda.default_generators[0]
     for n in (1, 1000, 4096, 2**18, 2**18 + 3):
