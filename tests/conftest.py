@@ -6,6 +6,10 @@ Triton is imported. Tests that need a GPU are skipped by the `cuda` fixture, whi
 
 import os
 
+# Before PyTorch is imported. The tensors are tiny, and each core has a process with tests: more threads would
+# only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 

@@ -9,12 +9,12 @@ from typing import ClassVar
 import pytest
 import torch
 from cases import (
-    DTYPES,
     OFFSET,
     SEED,
     assert_equals_eager,
     eager_modules,
     fused_module,
+    in_turn,
     public,
     representatives,
     rngs,
@@ -187,9 +187,8 @@ def test_opcheck(activation, rng, watched, device):
         torch.library.opcheck(torch.ops.fusedact.activation_dropout_backward, inputs)
 
 
-@representatives
+@in_turn
 @rngs
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_operators_are_exact(activation, rng, dtype, device):
     """Against the oracle, for every vec, and for gradients and inputs of any strides."""
     for shape in ((9, 8, 120), (7, 11, 13), (1, 1, 2), (6, 101, 7)):

@@ -73,7 +73,7 @@ def test_what_comes_back_as_another_tensor_is_refused(activation, create_graph, 
 @representatives
 @rngs
 @pytest.mark.parametrize("pin", [False, True])
-@pytest.mark.usefixtures("cuda")
+@pytest.mark.usefixtures("cuda", "no_graphs")
 def test_saved_on_the_cpu(activation, rng, pin):
     """With pinned memory, what was channels_last comes back contiguous."""
     x = torch.randn(2, 3, 5, 7, device="cuda").to(memory_format=torch.channels_last).requires_grad_()

@@ -5,7 +5,7 @@ Masks come from the device's generator, so whoever saves and restores its state 
 
 import pytest
 import torch
-from cases import DTYPES, OFFSET, PROCESSORS, eager_modules, fused_module, representatives
+from cases import OFFSET, PROCESSORS, eager_modules, fused_module, in_turn, representatives
 from torch import nn
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
@@ -60,9 +60,9 @@ def call(module, x, seed=1):
 # Mixed precision
 
 
-@representatives
+@pytest.mark.usefixtures("no_graphs")
+@in_turn
 @pytest.mark.parametrize("autocast", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_autocast_changes_nothing_and_keeps_eagers_dtype(activation, autocast, dtype, path):
     x = torch.randn(300, device=path, dtype=dtype)
     module = fused_module(activation)

@@ -21,12 +21,3 @@ def kernels(monkeypatch):
     monkeypatch.setattr(recognise, "by_kernels", by_kernels)
     monkeypatch.setattr(recognise, "runs_kernels", lambda x: type(x) in (torch.Tensor, torch.nn.Parameter))
     return calls
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Everything here is tiny: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

@@ -52,6 +52,20 @@ def test_same_as_plain(cuda, calls, dtype):
     assert PAIRS == 3
 
 
+@pytest.mark.parametrize("activation", [nn.Softplus, nn.SiLU])
+def test_autocast(cuda, calls, activation):
+    """On a GPU it has softplus return float32."""
+    net = nn.Sequential(nn.Linear(8, 8), activation(), nn.Dropout(0.3)).to(cuda)
+    x = torch.randn(64, 8, device=cuda)
+    results = []
+    for model in (net, fuse(net)):
+        torch.manual_seed(3)
+        with torch.autocast("cuda", dtype=torch.float16):
+            results.append(model(x))
+    assert len(calls) == 1
+    torch.testing.assert_close(*reversed(results))
+
+
 def test_original_calls_where_no_kernel_can_run(cuda, calls):
     net = Net().to(cuda)
     new = fuse(net)

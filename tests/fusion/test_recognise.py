@@ -127,8 +127,10 @@ def test_hugging_face():
 
 
 def test_widened_by_autocast():
-    """Under autocast these return float32, which a kernel for halves would not."""
-    for module, widens in ((nn.Softplus(), True), (nn.SiLU(), False)):
+    """Under autocast the first returns float32, which its row doesn't; softplus's row does as well."""
+    activations = pytest.importorskip("transformers.activations")
+    modules = (activations.NewGELUActivation(), True), (activations.ReLUSquaredActivation(), False)
+    for module, widens in (*modules, (nn.Softplus(), False), (nn.SiLU(), False)):
         assert recognise.activation(module, (X,), {}) is not None
         with torch.autocast("cpu"):
             assert (recognise.activation(module, (X,), {}) is None) == widens

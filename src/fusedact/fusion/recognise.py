@@ -18,7 +18,8 @@ from ..activations import ROWS, Activation, Bound, Saves, own_rows
 from ..observer import only_look
 from ..watcher import Watchers
 
-# Activations of Hugging Face, by what they compute. Those of `_WIDENING` return float32 under autocast.
+# Activations of Hugging Face, by what they compute. Under autocast those of `_WIDENING` return float32, where
+# their row keeps the input's dtype.
 _HUGGING_FACE = {
     "GELUActivation": "gelu",
     "GELUTanh": "gelu_tanh",
@@ -31,7 +32,7 @@ _HUGGING_FACE = {
     "MishActivation": "mish",
     "ReLUSquaredActivation": "squared_relu",
 }
-_WIDENING = {"softplus", "GELUTanh", "NewGELUActivation", "AccurateGELUActivation", "ReLUSquaredActivation"}
+_WIDENING = {"GELUTanh", "NewGELUActivation", "AccurateGELUActivation"}
 CALLABLES = types.FunctionType | types.BuiltinFunctionType | types.MethodDescriptorType
 _LAYERS = (nn.Linear, nn.Bilinear, _torch.CONVOLUTION, _torch.NORM, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 # Modules of exactly these classes give a new tensor that nobody else holds.
@@ -55,19 +56,19 @@ class Known:
 
     Attributes:
         row: its row; a parameter may choose another one.
-        widens: under autocast it returns float32.
         forward: of the module's class, to see whether it was replaced; None for a function.
         inplace: the function works in place whatever its arguments say.
         alone: what a module computes that has no parameters.
         holds: the module calls its attribute `act`, which may be another by now.
+        widens: under autocast it returns float32, where its row doesn't.
     """
 
     row: Activation
-    widens: bool
     forward: Callable[..., Any] | None = None
     inplace: bool = False
     alone: Bound | None = None
     holds: bool = False
+    widens: bool = False
 
 
 MODULES: dict[type, Known] = {}
@@ -80,17 +81,16 @@ def refresh() -> None:
     for row in own_rows():
         if row is rows.IDENTITY:
             continue
-        widens = row.name in _WIDENING
         if row.module is not None:
             alone = None if row.names else row.bind()
-            MODULES[row.module] = Known(row, widens, row.module.forward, alone=alone)
-        FUNCTIONS[row.function] = Known(row, widens)
+            MODULES[row.module] = Known(row, row.module.forward, alone=alone)
+        FUNCTIONS[row.function] = Known(row)
         if not row.function.__module__.startswith("fusedact."):
             for space in (F, torch, Tensor):
                 for suffix in ("", "_"):
                     function = getattr(space, row.name + suffix, None)
                     if function is not None and row.module is not None:
-                        FUNCTIONS[function] = Known(row, widens, None, bool(suffix))
+                        FUNCTIONS[function] = Known(row, None, bool(suffix))
     METHODS.update(
         (function.__name__, known)
         for function, known in FUNCTIONS.items()
@@ -106,9 +106,9 @@ def known_module(cls: type) -> Known | None:
     known = MODULES.get(cls)
     name = cls.__name__
     if known is None and cls.__module__ == "transformers.activations" and name in _HUGGING_FACE:
-        row, widens = ROWS[_HUGGING_FACE[name]], name in _WIDENING
+        row, forward = ROWS[_HUGGING_FACE[name]], cls.forward  # type: ignore[attr-defined]
         alone = row.bind(*dict(row.defaults).values())
-        known = MODULES[cls] = Known(row, widens, cls.forward, False, alone, True)  # type: ignore[attr-defined]
+        known = MODULES[cls] = Known(row, forward, False, alone, True, name in _WIDENING)
     return known
 
 
@@ -161,8 +161,7 @@ def _activation_function(
     given = _given(args, kwargs, {**dict(known.row.defaults), "inplace": False})
     if given is None:
         return None
-    inplace = given["inplace"] is not False or known.inplace
-    if (inplace and not is_fresh(producer)) or (known.widens and _torch.is_autocast()):
+    if (given["inplace"] is not False or known.inplace) and not is_fresh(producer):
         return None
     try:
         return known.row.bind(*[given[name] for name in known.row.names])
