@@ -108,8 +108,12 @@ def _compare(row: Activation, x: Tensor) -> None:
         if parameter.choices is None
     )
 
+    # Some functions are several operations, each of which rounds a half. Such a row's kernel rounds once.
+    once = dispatch.runs_kernels(x) and not row.exact
+
     def eager(x: Tensor) -> Tensor:
-        return nn.functional.dropout(row.function(x, *values), 0.5)
+        y = row.function(x.float() if once else x, *values)
+        return nn.functional.dropout(y.to(x.dtype), 0.5)
 
     def fused(x: Tensor) -> Tensor:
         return dispatch.activation_dropout(row, x, values, 0.5, True, False, "eager")
@@ -120,8 +124,7 @@ def _compare(row: Activation, x: Tensor) -> None:
         (dx,) = torch.autograd.grad(y, x, torch.randn_like(x))
         return {"output": y.detach(), "gradient": dx}
 
-    # Where the kernel rounds once, eager rounds up to three times.
-    rtol, atol = (4 * torch.finfo(x.dtype).eps, 1e-2) if x.dtype is torch.bfloat16 else (2e-5, 2e-6)
+    rtol, atol = (4 * torch.finfo(x.dtype).eps, 1e-3) if x.dtype is torch.bfloat16 else (2e-5, 2e-6)
     if row.exact:
         rtol = atol = 0.0
     torch.testing.assert_close(run(fused), run(eager), rtol=rtol, atol=atol)

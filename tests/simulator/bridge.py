@@ -31,7 +31,17 @@ _REAL = {
 }  # fmt: skip
 # Operators of all devices, below which PyTorch launches a kernel.
 _COMPOSITE = ("ldexp.Tensor", "ldexp.out", "ldexp_")
+_SIXTH = torch.tensor(1 / 6).item()  # as float32 has it
+# Where a GPU computes otherwise than a CPU, which divides by 6.
+_AS_GPUS_DO: dict[str, Callable[[Tensor], Tensor]] = {
+    "hardsigmoid": lambda x: ((_wide(x) + 3).clamp(0, 6) * _SIXTH).to(x.dtype),
+    "hardswish": lambda x: (_wide(x) * (_wide(x) + 3).clamp(0, 6) * _SIXTH).to(x.dtype),
+}
 _NUMBERS = {bool: torch.bool, int: torch.int64, float: torch.float64, complex: torch.complex128}
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype is torch.float64 else x.float()
 
 
 def _map(function: Callable[[Any], Any], value: Any) -> Any:
@@ -69,11 +79,12 @@ def _tensor_of(value: Any) -> Any:
 
 
 class _Emulated:
-    """An operator's CUDA kernel that calls its CPU kernel."""
+    """An operator's CUDA kernel that calls its CPU kernel, or what `_AS_GPUS_DO` has in its place."""
 
     def __init__(self, op: OpOverload) -> None:
         arguments = op._schema.arguments
         self._op = op
+        self._compute = _AS_GPUS_DO.get(str(op).removeprefix("aten.").removesuffix(".default"), op)
         self._name = op._schema.name.removeprefix("aten::")
         self._outputs = [argument.name for argument in arguments if argument.is_out]
         self._takes_tensor = [str(argument.type) == "Tensor" for argument in arguments]
@@ -105,7 +116,7 @@ class _Emulated:
         named = {name: _map(alias, value) for name, value in kwargs.items()}
         if named.get("device") is not None:
             named["device"] = torch.device("cpu")
-        call = self._drawing(low, named, device, n) if self._random else lambda: self._op(*low, **named)
+        call = self._drawing(low, named, device, n) if self._random else lambda: self._compute(*low, **named)
         for name in self._outputs:
             if isinstance(kwargs.get(name), Tensor) and not kwargs[name].numel():
                 call()  # out= gets its shape from a first run

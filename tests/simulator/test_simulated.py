@@ -1,6 +1,7 @@
 """The tests that need a GPU, on simulated ones: each group in a process of its own."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,10 @@ def test_on_small_gpus(group, simulated):
 @pytest.mark.parametrize("group", ON_A_LARGE_GPU)
 def test_on_a_large_gpu(group, simulated):
     run(simulated, "132", *ON_A_LARGE_GPU[group])
+
+
+def test_a_module_runs_with_simulated_gpus(simulated):
+    command = [sys.executable, "-m", "tests.simulator", "--module", "timeit", "-n1", "-r1"]
+    code = ["-s", "import torch", "assert torch.ones(3, device='cuda:1').cumsum(0).tolist() == [1, 2, 3]"]
+    result = subprocess.run([*command, *code], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.startswith("1 loop"), result.stderr

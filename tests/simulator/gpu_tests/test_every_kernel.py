@@ -13,7 +13,7 @@ import torch
 from cases import DTYPES, ENGINE, EVERY, apply, representatives, rngs, values
 from contract.truth import TRUTHS, Tensors
 
-from fusedact import masks, rows
+from fusedact import env, masks, rows
 from fusedact.activations import Saves
 from fusedact.masks.plan import RNGS
 from tests.simulator import gpu
@@ -65,9 +65,14 @@ def test_masks_and_values(activation, rng, dtype, cuda):
     check(activation, rng, x[:-1], dy[:-1], inplace=True)
 
 
-@pytest.mark.parametrize(("activation", "dtype", "rng", "n"), combinations())
+@pytest.mark.parametrize(("activation", "dtype", "rng", "n"), list(combinations()))
 def test_masks_and_values_of_every_activation(activation, dtype, rng, n, cuda):
     check(activation, rng, *torch.randn(2, n, device=cuda).mul_(2).to(dtype))
+
+
+@pytest.mark.skipif(not ALL, reason="compiles a hundred kernels: set SIMULATOR_EVERY_KERNEL=1")
+def test_a_gpu_passes_its_self_test(cuda):
+    assert env.self_test(torch.device(cuda)) == "passed"
 
 
 def check(activation, rng, x, dy, inplace=False):
