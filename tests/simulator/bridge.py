@@ -32,16 +32,24 @@ _REAL = {
 # Operators of all devices, below which PyTorch launches a kernel.
 _COMPOSITE = ("ldexp.Tensor", "ldexp.out", "ldexp_")
 _SIXTH = torch.tensor(1 / 6).item()  # as float32 has it
-# Where a GPU computes otherwise than a CPU, which divides by 6.
-_AS_GPUS_DO: dict[str, Callable[[Tensor], Tensor]] = {
+# Where a GPU computes otherwise than a CPU, which divides by 6 and doesn't round a threshold to the dtype.
+_AS_GPUS_DO: dict[str, Callable[..., Tensor]] = {
     "hardsigmoid": lambda x: ((_wide(x) + 3).clamp(0, 6) * _SIXTH).to(x.dtype),
     "hardswish": lambda x: (_wide(x) * (_wide(x) + 3).clamp(0, 6) * _SIXTH).to(x.dtype),
+    "threshold": lambda x, threshold, value: torch.threshold(x, _rounded(threshold, x), value),
+    "threshold_backward": lambda dy, x, threshold: torch.ops.aten.threshold_backward(
+        dy, x, _rounded(threshold, x)
+    ),
 }
 _NUMBERS = {bool: torch.bool, int: torch.int64, float: torch.float64, complex: torch.complex128}
 
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype is torch.float64 else x.float()
+
+
+def _rounded(number: float, x: Tensor) -> float:
+    return torch.tensor(number, dtype=x.dtype).item()
 
 
 def _map(function: Callable[[Any], Any], value: Any) -> Any:

@@ -10,9 +10,10 @@ import os
 
 import pytest
 import torch
-from cases import DTYPES, ENGINE, EVERY, apply, representatives, rngs, values
+from cases import DTYPES, ENGINE, EVERY, activations, apply, representatives, rngs, values
 from contract.truth import TRUTHS, Tensors
 
+from benchmarks import backends, correctness
 from fusedact import env, masks, rows
 from fusedact.activations import Saves
 from fusedact.masks.plan import RNGS
@@ -37,6 +38,7 @@ def combinations():
 
 
 pytestmark = pytest.mark.usefixtures("no_graphs")
+long = pytest.mark.skipif(not ALL, reason="compiles a hundred kernels: set SIMULATOR_EVERY_KERNEL=1")
 
 
 def oracle(activation, x, rng, seed, offset):
@@ -70,9 +72,19 @@ def test_masks_and_values_of_every_activation(activation, dtype, rng, n, cuda):
     check(activation, rng, *torch.randn(2, n, device=cuda).mul_(2).to(dtype))
 
 
-@pytest.mark.skipif(not ALL, reason="compiles a hundred kernels: set SIMULATOR_EVERY_KERNEL=1")
+@long
 def test_a_gpu_passes_its_self_test(cuda):
     assert env.self_test(torch.device(cuda)) == "passed"
+
+
+@long
+@activations
+@pytest.mark.parametrize("backend", ["fused", "fast"])
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+def test_benchmarks_find_nothing_wrong(activation, backend, dtype, cuda):
+    layer = getattr(backends, backend)(activation)
+    x, dy = torch.randn(2, 8192, device=cuda).to(dtype)
+    assert correctness.wrong(backend, activation, layer, x, dy) is None
 
 
 def check(activation, rng, x, dy, inplace=False):
