@@ -55,6 +55,12 @@ def test_sentences_are_short():
     assert [each for each in found if len(each[1].split()) > 25] == []
 
 
+def test_code_is_as_wide_as_a_page():
+    """The site scrolls longer lines on a desktop."""
+    lines = [(block.id, line) for block in BLOCKS for line in block.values[0].splitlines()]
+    assert [each for each in lines if len(each[1]) > 84] == []
+
+
 def test_there_are_blocks():
     """In the README and in pages; and no fence that the pattern wouldn't find."""
     assert len({block.id.rpartition("-")[0] for block in BLOCKS}) >= 4
