@@ -16,7 +16,10 @@ def table(rows: Sequence[Row], bits: Sequence[Row]) -> str:
         mine = [row for row in rows if row["library"] == library]
         built = sum("fused" in row or "error" in row for row in mine)
         ran = [row for row in mine if "found_running" in row]
-        found, fused = (sum(sum(row[key].values()) for row in ran) for key in ("found_running", "ran_fused"))
+        found = sum(sum(row["found_running"].values()) for row in ran)
+        fused = sum(  # of those that were found
+            min(n, row["ran_fused"].get(name, 0)) for row in ran for name, n in row["found_running"].items()
+        )
         errors = sum("error" in row for row in mine)
         share = f"{fused / found:.1%}" if found else "-"
         lines.append(f"| {library} | {built} | {len(ran)} | {found} | {fused} | {share} | {errors} |")
