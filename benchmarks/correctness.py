@@ -18,9 +18,9 @@ ORACLE = 2**16  # elements of fast's mask that are compared with the oracle's, w
 
 
 class Once(nn.Module):
-    """An activation that rounds a half once, as kernels do, and what follows it.
+    """An activation that rounds halves as its kernel does, and what follows it.
 
-    Where PyTorch has several operations for one, each of them rounds.
+    The kernel of a row that isn't exact rounds once. PyTorch may have several operations, and each rounds.
     """
 
     def __init__(self, activation: Activation, *following: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Triton's interpreter, as the tests use it: with a GPU's roundings, and in a third of its time."""
+"""Triton's interpreter, as the tests use it: with a GPU's roundings, and in less time."""
 
 import dataclasses
 

@@ -30,8 +30,8 @@ pytestmark = pytest.mark.usefixtures("cuda")
 def sizes(activation, pytestconfig):
     """Around those where eager's plan changes.
 
-    On a simulated GPU one activation takes all of them: the others' walk is the same, but for each vec their
-    kernels are compiled too, which takes seconds.
+    On a simulated GPU one activation takes all of them. The others walk in the same way, and to compile their
+    kernels for each vec takes long.
     """
     simulated = pytestconfig.pluginmanager.hasplugin("tests.simulator.plugin")
     return [n for n in edges() if activation is rows.RELU or not simulated or n % 8 == 0]

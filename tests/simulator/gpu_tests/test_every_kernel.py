@@ -1,7 +1,7 @@
 """Compiled kernels run from their PTX: masks are the oracle's, values the truth's.
 
-To compile a kernel takes more than a second, so a choice of them runs. ReLU has every dtype, mapping and
-width; the other representatives have every dtype and mapping; the rest have a half and a wider dtype. With
+Compiling them all takes long, so a choice of them runs. ReLU has every dtype, mapping and width; the other
+representatives have every dtype and mapping; the rest have a half and a wider dtype. With
 SIMULATOR_EVERY_KERNEL=1 all of them run.
 """
 
