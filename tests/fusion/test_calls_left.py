@@ -146,6 +146,19 @@ class Left:
             y = F.relu(h)
             return F.dropout(y, training=self.training, p=self.doubled(h))
 
+    class CallInACondition(CallInAnArgument):
+        def forward(self, x):
+            h = self.fc(x)
+            y = F.relu(h)
+            return self.drop(y if self.doubled(h) else h)
+
+    class CallInAConditionOfAName(CallInAnArgument):
+        def forward(self, x):
+            h = self.fc(x)
+            y = F.relu(h)
+            y = y if self.doubled(h) else h
+            return self.drop(y)
+
     class CallThatGivesTheDropout(Base):
         reason = "other code stands between"
 
@@ -158,6 +171,27 @@ class Left:
             with torch.no_grad():
                 h.mul_(2)
             return self.drop
+
+    class ActivationInABranch(Base):
+        reason = "other code stands between"
+
+        def forward(self, x):
+            x = self.fc(x)
+            if self.act is not None:
+                x = self.act(x)
+            x = self.drop(x)
+            return x + 1
+
+    class SetAnew(Base):
+        """What stands in `h` later is another tensor, but that isn't followed."""
+
+        reason = "used again"
+
+        def forward(self, x):
+            h = self.act(self.fc(x))
+            y = self.drop(h)
+            h = self.fc2(y)
+            return h + 1
 
     class Kept(Base):
         reason = "kept where other code could see it"
@@ -195,16 +229,6 @@ class Left:
         def forward(self, x):
             h = self.fc(x)
             return self.drop(self.inplace(self.ident(h))) + h
-
-    class InPlaceOfEither(Base):
-        """What looks like a layer's result is another tensor in this run."""
-
-        reason = "works in place, on a tensor that others may read"
-
-        def forward(self, x):
-            x, layer = x * 1, len(x) > 100
-            y = self.drop(self.inplace(self.fc(x) if layer else x))
-            return y + x
 
     class InPlaceAfterABranch(Base):
         reason = "works in place, on a tensor that others may read"

@@ -45,30 +45,6 @@ class Fused:
                     pass
             return self.fc2(x)
 
-    class ActivationInABranch(Base):
-        runs, pairs = 2, 3
-
-        def forward(self, x):
-            x = self.fc(x)
-            if self.act is not None:
-                x = self.act(x)
-            x = self.drop(x)
-            h = self.fc(x)
-            if not self.flag:
-                h = self.act(h)
-            elif self.training:
-                h = self.leaky(h)
-            return self.drop(h) + x
-
-    class SetAnew(Base):
-        def forward(self, x):
-            h = self.act(self.fc(x))
-            y = self.drop(h)
-            if not self.flag:
-                return y
-            h = self.fc2(y)
-            return h + 1
-
     class Index(Base):
         runs, pairs = 2, 1
 
@@ -160,6 +136,17 @@ class Fused:
             h = self.fc(x)
             return self.drop(self.act(h) if self.flag else self.leaky(h))
 
+    class InPlaceOfEither(Base):
+        """Which of the two it is, only the run can tell: a layer's new tensor, or one that others read."""
+
+        runs, pairs = 1, 1
+
+        def forward(self, x):
+            x, y = x * 1, 0
+            for layer in (True, False):
+                y += self.drop(self.inplace(self.fc(x.clone()) if layer else x))
+            return y + x
+
     class Deleted(Base):
         def forward(self, x):
             h = self.act(self.fc(x))
@@ -185,6 +172,27 @@ class Fused:
             for layer in self.layers:
                 x = layer(x)
             return x
+
+    class WalkPart(Walk):
+        def forward(self, x):
+            for layer in self.layers[1:]:
+                x = layer(x)
+            return self.fc(x)
+
+        def __init__(self):
+            super().__init__()
+            self.layers.insert(1, nn.Linear(8, 8))
+
+    class Numbered(Base):
+        """Indices that are keys."""
+
+        def forward(self, x):
+            parts = {1: self.fc, 0: self.drop}
+            return self.numbered[0](self.numbered[1](parts[1](x)))
+
+        def __init__(self):
+            super().__init__()
+            self.numbered = {1: F.relu, 0: self.drop}
 
 
 @pytest.mark.parametrize("cls", [cls for cls in vars(Fused).values() if isinstance(cls, type)])

@@ -44,6 +44,56 @@ def test_report():
     assert str(fusion_report(fuse(nn.Linear(2, 2)))) == "0 fused, 0 left"
 
 
+class Activates(nn.Module):
+    """Its last call is an activation, as far as there is one."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.act = nn.Linear(8, 8), nn.SiLU()
+
+    def forward(self, x):
+        x = self.fc(x)
+        if self.act is not None:
+            x = self.act(x)
+        return x
+
+
+class Drops(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(0.4)
+
+    def forward(self, x):
+        x = self.drop(x)
+        return x * 2
+
+
+def test_a_pair_in_two_methods_is_in_the_report(kernels):
+    class Split(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.drop = Activates(), Drops(), nn.Dropout(0.3)
+            self.seq = nn.Sequential(Activates(), nn.Dropout(0.1), nn.Linear(8, 8), nn.ReLU(), Drops())
+
+        def helper(self, x):
+            return F.relu(x)
+
+        def forward(self, x):
+            x = self.drop(self.one(x))
+            x = self.two(F.gelu(x))
+            x = self.drop(self.helper(x))
+            return self.seq(self.one.act(x))
+
+    new = check(kernels, Split(), X, fused=0, left=5)
+    assert [(pair.path, pair.pair, pair.reason) for pair in fusion_report(new).left] == [
+        ("", "self.one -> self.drop", "SiLU is called in another method, Activates.forward"),
+        ("", "F.gelu -> self.two", "Dropout(p=0.4) is called in another method, Drops.forward"),
+        ("", "self.helper -> self.drop", "relu is called in another method, Split.helper"),
+        ("seq.1", "SiLU -> Dropout(p=0.1)", "SiLU is called in another method, Activates.forward"),
+        ("seq.4", "ReLU -> Dropout(p=0.4)", "Dropout(p=0.4) is called in another method, Drops.forward"),
+    ]
+
+
 def test_report_is_of_now():
     new = fuse(Net())
     handle = new.act.register_forward_hook(lambda *_: None)

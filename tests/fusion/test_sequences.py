@@ -96,6 +96,28 @@ def test_called_by_code_that_drops(kernels):
     check(kernels, Net(), X, fused=1)
 
 
+def test_called_by_code_that_activates(kernels):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.act = linear(), nn.ReLU(inplace=True)
+            inner = nn.Sequential(nn.Identity(), nn.Dropout(0.3))
+            self.head = nn.Sequential(nn.Identity(), inner, linear(), nn.Dropout(0.2))
+
+        def forward(self, x):
+            x = self.head(F.elu(x))
+            x = self.fc(x)
+            x = self.act(x)
+            return F.relu(self.head(x))
+
+    new = check(kernels, Net(), X, fused=3)
+    assert [pair.pair for pair in fusion_report(new).fused] == [
+        "F.elu -> self.head",
+        "self.act -> self.head",
+        "self.head -> F.relu",
+    ]
+
+
 def test_one_container_in_two_places(kernels):
     inner = nn.Sequential(linear(), nn.ReLU())
     check(kernels, nn.Sequential(inner, nn.Dropout(0.3), inner, inner, nn.Dropout(0.2)), X, fused=2)

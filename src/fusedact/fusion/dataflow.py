@@ -1,4 +1,7 @@
-"""Which calls of a function get another call's result, and whether anyone else could see it."""
+"""Which calls of a function get another call's result, and whether anyone else could see it.
+
+Two forms are followed: `drop(act(x))`, and `h = act(x)` with `drop(h)` in the statement right below it.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -13,8 +16,6 @@ _STRAIGHT = (
     *(ast.Call, ast.BinOp, ast.UnaryOp, ast.Attribute, ast.keyword, ast.Tuple, ast.List, ast.Dict),
     *(ast.Assign, ast.AnnAssign, ast.Return, ast.Expr, ast.Subscript, ast.Starred),
 )
-# What only names something, as in `self.layers[-1]`.
-_NAMING = (ast.Name, ast.Attribute, ast.Subscript, ast.Constant, ast.UnaryOp, ast.USub, ast.Load)
 _RUNNING = (ast.Call, ast.Await, ast.Yield, ast.YieldFrom)  # other code
 _EVALUATORS = {"eval", "exec", "globals", "locals", "vars", "dir"}
 AGAIN = "the result of the first is used again"
@@ -42,20 +43,31 @@ class Function:
 
     Attributes:
         nodes: the tree's nodes, in `ast.walk`'s order.
-        parents: of each node.
         names: all names, wherever they stand.
         variables: the names of its variables, and of those of functions in it.
         evaluates: it may read variables by other means than their names.
-        declares: it says of names that they are another scope's.
+        declared: the names that it says are another scope's.
+        declares: it says so itself, and not only a function in it.
         calls: in the order of their ends.
         links: between its calls.
+        outer: the calls that get its input as it is, and those whose results it may return.
         loops: of the kind `for layer in layers: x = layer(x)`.
     """
 
     def __init__(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         self.node = node
         self.nodes = list(ast.walk(node))
-        self.parents = {child: parent for parent in self.nodes for child in ast.iter_child_nodes(parent)}
+        self._parents = {child: parent for parent in self.nodes for child in ast.iter_child_nodes(parent)}
+        # By statement, the statements of its block.
+        fields = (each for parent in self.nodes for _, each in ast.iter_fields(parent))
+        blocks = [block for block in fields if isinstance(block, list)]
+        self._blocks = {each: block for block in blocks for each in block if isinstance(each, ast.stmt)}
+        handlers = (
+            part
+            for each in self.nodes
+            for part in (*getattr(each, "handlers", ()), *getattr(each, "finalbody", ()))
+        )
+        self._rescues = {n for part in handlers for n in ast.walk(part)}  # run when a statement has failed
         self.names = [n for n in self.nodes if isinstance(n, ast.Name)]
         arguments = (n.arg for n in self.nodes if isinstance(n, ast.arg))
         self.variables = {n.id for n in self.names if not isinstance(n.ctx, ast.Load)}.union(arguments)
@@ -69,144 +81,103 @@ class Function:
             for call in self.calls
             for first, problem in self._sources(call, argument(call))
         ]
+        given = [n.arg for n in node.args.args[1:2]]
+        received = [n for n in self.calls if getattr(argument(n), "id", None) in given]
+        returns = [n for n in self.nodes if isinstance(n, ast.Return) and self._scope(n) is node]
+        returned = [call for n in returns for call, _ in self._sources(n, n.value)]
+        self.outer = received[:1], returned
         self.loops = [n for n in self.nodes if isinstance(n, ast.For) and self._is_chain(n)]
 
-    def producer(self, call: ast.Call) -> ast.expr | None:
-        """What is called for a call's input, if nothing else gets that; None if that isn't certain.
-
-        It may be evaluated again.
-        """
-        value = argument(call)
-        above = self._block(self._statement(call))[0]
-        # Of what may stand in two branches, only one runs.
-        certain = getattr(above[-1], "value", None) if above and isinstance(value, ast.Name) else value
-        sources = [first for first, problem in self._sources(call, value) if first is certain and not problem]
-        func = sources[0].func if sources else None
-        return func if func is not None and all(isinstance(n, _NAMING) for n in ast.walk(func)) else None
-
     def _sources(self, user: ast.AST, value: ast.expr | None) -> Iterator[tuple[ast.Call, str]]:
-        """The calls whose result is `value`, which `user` gets: a call, or a statement that renames it."""
+        """The calls whose result is `value`, which `user` gets: a call, or a statement."""
         match value:
             case ast.Call():
                 yield value, ""
             case ast.IfExp(body=body, orelse=orelse):
-                yield from self._sources(user, body)
-                yield from self._sources(user, orelse)
+                for each in (body, orelse):  # the condition runs before a call, but after what has a name
+                    between = "" if isinstance(each, ast.Call) else BETWEEN
+                    yield from ((call, inner or between) for call, inner in self._sources(user, each))
             case ast.NamedExpr(value=inner):
-                yield from ((first, problem or AGAIN) for first, problem in self._sources(user, inner))
+                yield from ((call, AGAIN) for call, _ in self._sources(user, inner))
             case ast.Name(id=name):
-                yield from self._assigned(user, value, name)
+                yield from self._assigned(user, name)
             case ast.Attribute():
-                yield from self._kept(user, value)
+                stores = (n for n in self.nodes if isinstance(n, ast.Assign) and _end(n) < _start(user))
+                for n in stores:
+                    if isinstance(n.value, ast.Call) and ast.unparse(value) in map(ast.unparse, n.targets):
+                        yield n.value, KEPT
 
-    def _assigned(self, user: ast.AST, load: ast.Name, name: str) -> Iterator[tuple[ast.Call, str]]:
-        """Where the variable `name` was set last before `user`."""
-        scope, statement = self._scope(load), self._statement(user)
-        stores = [n for n in self.names if n.id == name and isinstance(n.ctx, ast.Store)]
-        stores = [n for n in stores if _end(n) < _start(statement) and not self._are_apart(n, statement)]
-        if not stores:
-            return
-        again = (
-            self._is_shared(name, scope)
-            or self._reads(statement, name) > 1
-            or self._is_read_after(name, statement)
-        )
-        # Right before it runs the statement above, or one of the last ones of an `if` there.
-        before = [last for above in self._block(statement)[0][-1:] for last in _last(above)]
-        for first in dict.fromkeys([*before, self._statement(max(stores, key=_end))]):
-            targets = first.targets if isinstance(first, ast.Assign) else [getattr(first, "target", None)]
-            value = first.value if isinstance(first, ast.Assign | ast.AnnAssign) else None
-            if not isinstance(targets[0], ast.Name) or name not in [getattr(t, "id", "") for t in targets]:
+    def _assigned(self, user: ast.AST, name: str) -> Iterator[tuple[ast.Call, str]]:
+        """The calls whose result the variable may hold when `user` reads it."""
+        statement = next(self._statements(user))
+        block = self._blocks[statement]
+        above = block[block.index(statement) - 1] if statement is not block[0] else None
+        setting = {next(self._statements(n)) for n in self.names if n.id == name and not _is_read(n)}
+        for store in sorted(setting, key=_end, reverse=True):
+            meeting = self._meeting(store, statement)
+            if meeting is None:
                 continue
-            straight = first in before and isinstance(user, ast.Call) and not isinstance(value, ast.Name)
-            problem = "" if straight and self._comes_first(user, statement) else BETWEEN  # type: ignore[arg-type]
-            if again or len(targets) > 1 or self._scope(first) is not scope:
-                problem = AGAIN
-            yield from ((call, inner or problem) for call, inner in self._sources(first, value))
+            targets = store.targets if isinstance(store, ast.Assign) else [getattr(store, "target", None)]
+            value = store.value if isinstance(store, ast.Assign | ast.AnnAssign) else None
+            if value is not None and name in (getattr(target, "id", None) for target in targets):
+                near = (
+                    store is above and isinstance(user, ast.Call) and isinstance(value, ast.Call | ast.IfExp)
+                )
+                problem = "" if near and self._comes_first(user, statement) else BETWEEN
+                if len(targets) > 1 or self._is_used_again(name, statement):
+                    problem = AGAIN
+                yield from ((call, inner or problem) for call, inner in self._sources(store, value))
+            if meeting is self._blocks[store]:
+                return  # what was set before it is gone
 
-    def _kept(self, user: ast.AST, load: ast.Attribute) -> Iterator[tuple[ast.Call, str]]:
-        """The same for an attribute, which others can read at any time."""
-        for n in self.nodes:
-            if isinstance(n, ast.Assign) and isinstance(n.value, ast.Call) and _end(n) < _start(user):
-                kept = [ast.unparse(t) for t in n.targets if isinstance(t, ast.Attribute)]
-                if ast.unparse(load) in kept:
-                    yield n.value, KEPT
+    def _meeting(self, store: ast.stmt, statement: ast.stmt) -> list[ast.stmt] | None:
+        """The innermost block around both, if `store` may run before `statement` there."""
+        stores = {id(self._blocks[each]): each for each in self._statements(store)}
+        for each in self._statements(statement):
+            block = self._blocks[each]
+            if id(block) in stores:
+                return block if _end(stores[id(block)]) < _start(each) else None
+        return None
 
-    def _reads(self, node: ast.AST, name: str) -> int:
-        """How often the code of `node` reads the variable."""
-        found = [n for n in ast.walk(node) if isinstance(n, ast.Name) and n.id == name]
-        return sum(isinstance(n.ctx, ast.Load) or isinstance(self.parents[n], ast.AugAssign) for n in found)
-
-    def _is_read_after(self, name: str, statement: ast.stmt) -> bool:
-        """When `statement` has run, or failed, someone may read what the variable held before it."""
-        once = self._reads(self._scope(statement), name) == 1
-        if once or isinstance(statement, ast.Return) or _sets(statement, name):
-            return self._is_rescued(name, statement)
-        node: ast.AST = statement
-        while not isinstance(node, _SCOPES):
-            for later in self._block(node)[1]:
-                if self._reads(later, name):
-                    return True
-                if _sets(later, name) or isinstance(later, ast.Return | ast.Raise):
-                    return self._is_rescued(name, statement)
-            node = self.parents[node]
-            if isinstance(node, ast.For | ast.AsyncFor | ast.While | ast.Try):
-                return True  # where it goes on isn't followed
-        return False
-
-    def _is_rescued(self, name: str, statement: ast.stmt) -> bool:
-        """A handler or `finally` around the statement reads the variable."""
-        node: ast.AST = statement
-        while not isinstance(node, _SCOPES):
-            node = self.parents[node]
-            after = [*getattr(node, "handlers", ()), *getattr(node, "finalbody", ())]
-            if any(self._reads(each, name) for each in after):
-                return True
-        return False
-
-    def _block(self, node: ast.AST) -> tuple[list[ast.stmt], list[ast.stmt]]:
-        """What stands before and after a statement in its block."""
-        for _, block in ast.iter_fields(self.parents[node]):
-            if isinstance(block, list) and node in block:
-                i = block.index(node)
-                return block[:i], block[i + 1 :]
-        return [], []
-
-    def _is_shared(self, name: str, scope: ast.AST) -> bool:
-        """Other scopes may read the variable, or code that is made at run time."""
-        others = any(n.id == name and self._scope(n) is not scope for n in self.names)
-        return others or self.evaluates or name in self.declared
+    def _is_used_again(self, name: str, statement: ast.stmt) -> bool:
+        """More may read what the variable holds when `statement` begins than one look in that."""
+        uses = [n for n in self.names if n.id == name]
+        if self.evaluates or name in self.declared or len({self._scope(n) for n in uses}) > 1:
+            return True
+        loops = (
+            each
+            for each in self._statements(statement)
+            if isinstance(each, ast.For | ast.AsyncFor | ast.While)
+        )
+        rounds = {n for loop in loops for n in ast.walk(loop)}
+        last, inside = isinstance(statement, ast.Return) or _sets(statement, name), set(ast.walk(statement))
+        reads = [n for n in uses if _is_read(n) or isinstance(self._parents[n], ast.AugAssign)]
+        later = [
+            n in self._rescues or (not last and (n in rounds or _start(n) > _end(statement)))
+            for n in reads
+            if n not in inside
+        ]
+        return any(later) or len(reads) - len(later) > 1
 
     def _scope(self, node: ast.AST) -> ast.AST:
-        while node in self.parents:
-            node = self.parents[node]
+        while node in self._parents:
+            node = self._parents[node]
             if isinstance(node, _SCOPES):
                 return node
         return self.node
 
-    def _statement(self, node: ast.AST) -> ast.stmt:
-        while not isinstance(node, ast.stmt):
-            node = self.parents[node]
-        return node
+    def _statements(self, node: ast.AST) -> Iterator[ast.stmt]:
+        """The statements that a node is in, from the inside out."""
+        while node in self._parents:
+            if node in self._blocks:
+                yield node
+            node = self._parents[node]
 
-    def _are_apart(self, one: ast.AST, other: ast.AST) -> bool:
-        """They stand in the two branches of an `if`."""
-        ways = []
-        for node in (one, other):
-            way = {}
-            while node in self.parents:
-                parent = self.parents[node]
-                if isinstance(parent, ast.If):
-                    way[parent] = node in parent.body
-                node = parent
-            ways.append(way)
-        return any(way != ways[1].get(branch, way) for branch, way in ways[0].items())
-
-    def _comes_first(self, call: ast.Call, statement: ast.stmt) -> bool:
+    def _comes_first(self, call: ast.AST, statement: ast.stmt) -> bool:
         """`statement` runs `call` exactly once, and no call before it."""
         node: ast.AST = call
         while node is not statement:
-            node = self.parents[node]
+            node = self._parents[node]
             if not isinstance(node, _STRAIGHT):
                 return False
         others = [n for n in ast.walk(statement) if isinstance(n, _RUNNING)]
@@ -263,16 +234,11 @@ def _sets(statement: ast.stmt, name: str) -> bool:
     """It sets the variable, or deletes it, whatever happens."""
     simple = isinstance(statement, ast.Assign | ast.AnnAssign | ast.Delete)
     names = [n for n in ast.walk(statement) if isinstance(n, ast.Name) and n.id == name]
-    return simple and any(not isinstance(n.ctx, ast.Load) for n in names)
+    return simple and not all(map(_is_read, names))
 
 
-def _last(statement: ast.stmt) -> Iterator[ast.stmt]:
-    """The statements of which one ran last when `statement` has run."""
-    if isinstance(statement, ast.If):
-        for branch in (statement.body, statement.orelse):
-            yield from _last(branch[-1]) if branch else ()
-    else:
-        yield statement
+def _is_read(name: ast.Name) -> bool:
+    return isinstance(name.ctx, ast.Load)
 
 
 def _start(node: ast.AST) -> tuple[int, int]:

@@ -34,6 +34,7 @@ class Half:
         identity: changes nothing.
         problem: why no kernel can stand for it.
         module: that is called; None if it isn't one.
+        elsewhere: another method calls it.
     """
 
     text: str
@@ -43,6 +44,7 @@ class Half:
     identity: bool = False
     problem: str = ""
     module: nn.Module | None = None
+    elsewhere: bool = False
 
 
 def half_of(callee: Any) -> Half | None:

@@ -4,8 +4,8 @@ The first call of a pair is put off until the second one: `begin(act, x)` gives 
 `finish(drop, deferred)` gets to see. If the two are a pair that a kernel takes there and then, it runs. Else
 the two calls run as they were written, in their order.
 
-Putting off takes microseconds. So where both are at hand, as in `pair`, `then` and `chain`, two modules that
-nothing hangs on run at once.
+Putting off takes microseconds. So where both are at hand, as in `pair` and `chain`, two modules that nothing
+hangs on run at once.
 """
 
 from collections.abc import Iterable
@@ -26,6 +26,7 @@ from .recognise import (
     dropout,
     dropped,
     fused,
+    is_fresh,
     is_identity,
     is_sequence,
 )
@@ -35,29 +36,21 @@ CHAIN = "Sequential.forward"
 
 
 class Deferred:
-    """A call that is put off: an activation, or a dropout of the probability `found`."""
+    """A call that is put off: an activation, or a dropout of the probability `found`.
+
+    One of None has run. It gave its only argument, a tensor that nobody else holds; `found` is NEW.
+    """
 
     __slots__ = ("args", "callee", "found", "kwargs")
 
     def __init__(
-        self, callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: Bound | float
+        self, callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: Bound | float | object
     ) -> None:
         self.callee, self.args, self.kwargs, self.found = callee, args, kwargs, found
 
     def run(self) -> Any:
         """The call as it was written."""
-        return _call(self.callee, self.args, self.kwargs)
-
-    def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of another call, with this one's result where it stands for it."""
-        if args:
-            return (self.run(), *args[1:]), kwargs
-        return args, {**kwargs, "input": self.run()}
-
-
-def value(result: Any) -> Any:
-    """`result`, of which nothing is put off any more."""
-    return result.run() if type(result) is Deferred else result
+        return self.args[0] if self.callee is None else _call(self.callee, self.args, self.kwargs)
 
 
 class Calls:
@@ -84,12 +77,69 @@ class Calls:
 
     part = staticmethod(part)
 
-    def begin(self, key: Key, fresh: Any, callee: Any, /, *args: Any, **kwargs: Any) -> Any:
+    def begin(self, key: Key, callee: Any, /, *args: Any, **kwargs: Any) -> Any:
         """A call whose result goes to another of these calls alone, and may be put off until then.
 
-        `key` is its place; `fresh` what was called for its input, if that was used for nothing else; `callee`
-        what is called with all other arguments, where a string is the name of a tensor's method.
+        `key` is its place; `callee` is what is called with all other arguments, where a string is the name of
+        a tensor's method.
         """
+        result = self._begin(key, None, callee, args, kwargs)
+        new = type(result) is Tensor and is_fresh(callee)
+        return Deferred(None, (result,), {}, NEW) if new else result
+
+    def finish(self, key: Key, callee: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """A call whose result goes where nothing is known of it."""
+        held = args[0] if args else kwargs["input"]
+        if type(held) is not Deferred and not self.lone_dropout:
+            return _call(callee, args, kwargs)
+        result = self._begin(key, None, callee, args, kwargs)
+        return result.run() if type(result) is Deferred else result
+
+    def pair(self, first: Key, key: Key, drop: Any, act: Any, x: Any, name: str = "", /) -> Any:
+        """`drop(act(x))`: a `finish` on a `begin`, as most pairs are, without what others need.
+
+        With a name it is `h = act(x)` and `drop.name(h)` in two statements: `act` runs before that look-up.
+        """
+        activated = None if self.watchers else at_once(act)
+        if activated is not None:
+            result = dropped(child(drop, name) if name else drop, activated, x)
+            if result is not None:
+                return result
+        held = self._begin(first, None, act, (x,), {})
+        return self.finish(key, part(drop, name) if name else drop, held)
+
+    def chain(
+        self, key: Key, callees: Iterable[Any], held: Any, producer: Any = None, opens: bool = False
+    ) -> Any:
+        """One call after the other, as `nn.Sequential` does. With `opens` the last may be put off.
+
+        `producer` was called for `held`.
+        """
+        steps, i, watched = iter(callees), 0, self.watchers
+        for callee in steps:
+            activated = None if watched else at_once(callee, producer)
+            if activated is not None:
+                following = next(steps, steps)
+                result = dropped(following, activated, held)
+                if result is None:
+                    held = self._begin((key, i), producer, callee, (held,), {})
+                    if following is steps:
+                        break
+                    result = self._begin((key, i + 1), callee, following, (held,), {})
+                held, producer = result, following
+                i += 2
+                continue
+            if type(callee) in FRESH and type(held) is not Deferred:
+                held = callee(held)
+            else:
+                held = self._begin((key, i), producer, callee, (held,), {})
+            producer = callee
+            i += 1
+        return held.run() if type(held) is Deferred and not opens else held
+
+    def _begin(
+        self, key: Key, producer: Any, callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         held = args[0] if args else kwargs["input"]
         if type(held) is Deferred:
             together = self._together(key, held, callee, args, kwargs)
@@ -97,14 +147,17 @@ class Calls:
                 return together
             if is_identity(callee):
                 return held
-        found: Bound | float | None = activation(callee, args, kwargs, fresh)
+            producer = NEW if held.found is NEW else producer
+        found: Bound | float | None = activation(callee, args, kwargs, producer)
         if found is None:
             calls = calls_of(callee) if is_sequence(callee) else None
             if calls is not None and len(args) == 1 and not kwargs:
-                return calls.chain(CHAIN, callee, held, fresh, True)
-            found = dropout(callee, args, kwargs, fresh)
+                return calls.chain(CHAIN, callee, held, producer, True)
+            found = dropout(callee, args, kwargs, producer)
         if type(held) is Deferred:
-            args, kwargs = held.given(args, kwargs)
+            args, kwargs = (
+                ((held.run(), *args[1:]), kwargs) if args else ((), {**kwargs, "input": held.run()})
+            )
         if found is None:
             return _call(callee, args, kwargs)
         if self.lone_dropout and type(found) is not Bound:
@@ -113,70 +166,15 @@ class Calls:
                 return together
         return Deferred(callee, args, kwargs, found)
 
-    def finish(self, key: Key, callee: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """A call whose result goes where nothing is known of it."""
-        held = args[0] if args else kwargs["input"]
-        if type(held) is Deferred:
-            together = self._together(key, held, callee, args, kwargs)
-            if together is not None:
-                return together
-            args, kwargs = held.given(args, kwargs)
-        if self.lone_dropout:
-            return value(self.begin(key, None, callee, *args, **kwargs))
-        return _call(callee, args, kwargs)
-
-    def pair(self, first: Key, key: Key, drop: Any, act: Any, x: Any, /) -> Any:
-        """`drop(act(x))`: a `finish` on a `begin`, as most pairs are, without what others need."""
-        activated = None if self.watchers else at_once(act)
-        if activated is not None:
-            result = dropped(drop, activated, x)
-            if result is not None:
-                return result
-        return self.finish(key, drop, self.begin(first, None, act, x))
-
-    def then(self, first: Key, key: Key, act: Any, x: Any, module: nn.Module, name: str, /) -> Any:
-        """`h = act(x)` and `module.name(h)` in two statements: the activation runs before that lookup."""
-        activated = None if self.watchers else at_once(act)
-        if activated is not None:
-            result = dropped(child(module, name), activated, x)
-            if result is not None:
-                return result
-        held = self.begin(first, None, act, x)
-        return self.finish(key, part(module, name), held)
-
-    def chain(
-        self, key: Key, callees: Iterable[Any], held: Any, fresh: Any = None, opens: bool = False
-    ) -> Any:
-        """One call after the other, as `nn.Sequential` does. With `opens` the last may be put off."""
-        steps, i, watched = iter(callees), 0, self.watchers
-        for callee in steps:
-            activated = None if watched else at_once(callee, fresh)
-            if activated is not None:
-                following = next(steps, steps)
-                result = dropped(following, activated, held)
-                if result is None:
-                    held = self.begin((key, i), fresh, callee, held)
-                    if following is steps:
-                        break
-                    result = self.begin((key, i + 1), callee, following, held)
-                held, fresh = result, following
-                i += 2
-                continue
-            if type(callee) in FRESH and type(held) is not Deferred:
-                held = callee(held)
-            else:
-                held = self.begin((key, i), fresh, callee, held)
-            fresh = callee
-            i += 1
-        return held if opens else value(held)
-
     def _together(
         self, key: Key, held: Deferred, callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor | None:
         """One kernel's result for both calls; None if they have to run as they were written."""
-        found = held.found
+        found: Any = held.found
         activated: Bound | None
         p: float | None
+        if found is NEW:
+            return None
         if isinstance(found, Bound):
             activated, p, function = found, dropout(callee, args, kwargs, NEW), held.callee
         else:

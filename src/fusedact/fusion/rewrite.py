@@ -27,7 +27,7 @@ class Change(NamedTuple):
         name: its name there.
         checksum: of its source.
         roles: what becomes of nodes of its syntax tree, by their index in `ast.walk`'s order: "begin" or
-            "finish", as in `Calls`; "fresh", which is "begin" for an activation in place; "chain" for a loop.
+            "finish", as in `Calls`; "chain" for a loop.
     """
 
     owner: type
@@ -37,7 +37,7 @@ class Change(NamedTuple):
 
 
 _roles: dict[types.FunctionType, dict[int, str]] = {}
-_STRENGTH = ("", "finish", "begin", "fresh", "chain")
+_STRENGTH = ("", "finish", "begin", "chain")
 
 
 def key(method: Method, index: int) -> str:
@@ -115,11 +115,6 @@ class _Rewriter(ast.NodeTransformer):
         self.flow = Function(self.function_node)
         self.roles = {self.flow.nodes[index]: (index, kind) for index, kind in roles.items()}
         self.joined: set[ast.Call] = set()
-        self.fresh = {
-            node: self.flow.producer(node)
-            for node, (_, kind) in self.roles.items()
-            if kind == "fresh" and isinstance(node, ast.Call)
-        }
 
     def body(self) -> list[ast.stmt]:
         """Both bodies: for modules that are fused, and as it was written."""
@@ -170,30 +165,29 @@ class _Rewriter(ast.NodeTransformer):
         return False
 
     def visit_Call(self, call: ast.Call) -> ast.AST:
-        index, kind = self.roles.get(call, (0, ""))
-        fresh = self.fresh.get(call)
         self.generic_visit(call)
-        if not kind:
+        if call not in self.roles:
             return call
-        callee, args = call.func, call.args
-        if is_method(call):
-            callee, args = ast.Constant(call.func.attr), [call.func.value]  # type: ignore[attr-defined]
-        elif self._is_part(callee):
-            name = ast.Constant(callee.attr)  # type: ignore[attr-defined]
-            callee = self._call(callee, "part", [callee.value, name], [])  # type: ignore[attr-defined]
-        before: list[ast.expr] = [ast.Constant(key(self.method, index))]
-        match args, call.keywords:
-            case [ast.Call(ast.Attribute(ast.Name(n), "begin"), [at, ast.Constant(None), act, x], [])], []:
+        index, kind = self.roles[call]
+        callee: Any = call.func
+        args, at = call.args, ast.Constant(key(self.method, index))
+        match args:
+            case [ast.Call(ast.Attribute(ast.Name(calls), "begin"), [first, act, x], [])] if (
+                kind == "finish" and calls == _CALLS and not call.keywords and not isinstance(x, ast.Starred)
+            ):
+                name = []
                 if call in self.joined:
-                    module_and_name = callee.args  # type: ignore[attr-defined]
-                    return self._call(call, "then", [at, *before, act, x, *module_and_name], [])
-                if kind == "finish" and n == _CALLS and not isinstance(x, ast.Starred):
-                    return self._call(call, "pair", [at, *before, callee, act, x], [])
-        if kind != "finish":
-            before.append(copy.deepcopy(fresh) if fresh is not None else ast.Constant(None))
-        return self._call(
-            call, kind if kind == "finish" else "begin", [*before, callee, *args], call.keywords
-        )
+                    callee, name = callee.value, [ast.Constant(callee.attr)]
+                return self._call(call, "pair", [first, at, self._part(callee), act, x, *name], [])
+        if is_method(call):
+            callee, args = ast.Constant(callee.attr), [callee.value]
+        return self._call(call, kind, [at, self._part(callee), *args], call.keywords)
+
+    def _part(self, callee: Any) -> ast.expr:
+        """The same, a child of `self` looked up faster."""
+        if not self._is_part(callee):
+            return callee  # type: ignore[no-any-return]
+        return self._call(callee, "part", [callee.value, ast.Constant(callee.attr)], [])
 
     def visit_For(self, node: ast.For) -> ast.AST:
         index, kind = self.roles.get(node, (0, ""))
@@ -207,9 +201,7 @@ class _Rewriter(ast.NodeTransformer):
         moved: ast.AST = ast.copy_location(assign, node)
         return moved
 
-    def _call(
-        self, old: ast.AST, name: str, arguments: list[ast.expr], keywords: list[ast.keyword]
-    ) -> ast.Call:
+    def _call(self, old: ast.AST, name: str, arguments: Any, keywords: list[ast.keyword]) -> ast.Call:
         callee = ast.Attribute(ast.Name(_CALLS, ast.Load()), name, ast.Load())
         new = ast.copy_location(ast.Call(callee, arguments, keywords), old)
         return ast.fix_missing_locations(new)

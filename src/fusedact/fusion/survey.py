@@ -2,11 +2,12 @@
 
 import ast
 import builtins
+import contextlib
 import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from . import recognise, rewrite
 from .dataflow import Function, argument, is_method
 from .halves import Half, half_of, make_pair
 from .pair import CHAIN, Key, calls_of
-from .source import Method, contents, methods
+from .source import Method, contents, find, methods
 
 SINCE = "it joined the model after that was fused"
 IN_PLACE = "{} works in place, on a tensor that others may read"
@@ -143,79 +144,106 @@ class _Code:
     # Pairs of calls ----------------------------------------------------------------------------------
 
     def _pairs(self) -> Iterator[Place]:
-        halves = {call: list(self._halves(call)) for call in self.flow.calls}
         taken: set[ast.Call] = set()  # of two pairs with a call in common, the first runs fused
-        for call, found in halves.items():
-            if self.survey.lone and any(half.dropout for half in found):
+        for call in self.flow.calls:
+            one = self._half(call, -1)
+            if self.survey.lone and one and one.dropout:
                 self._role(call, "finish")
-            for one in found if call not in taken else ():
-                inplace = one.inplace or any(keyword.arg == "inplace" for keyword in call.keywords)
-                for second, path, problem in () if one.identity else self._reached(call, halves):
-                    for other in [other for other in halves[second] if make_pair(one, other)]:
-                        reason = one.problem or other.problem or problem or self.problem
-                        if not reason and inplace:
-                            producers = self._values(self.flow.producer(call)) or [None]
-                            fresh = all(map(recognise.is_fresh, producers))
-                            reason = "" if fresh else IN_PLACE.format(self._text(call))
-                        if not problem:
-                            self._role(call, "fresh" if inplace else "begin")
-                            for between in path:
-                                self._role(between, "begin")
-                            self._role(second, "finish")
-                        reason = reason or self._since(second)
-                        if not reason:
-                            taken.add(second)
-                        key = rewrite.key(self.method, self.index[second])
-                        text = f"{self._text(call)} -> {self._text(second)}"
-                        yield self._found(key, text, other if one.dropout else one, reason)
+            for second, other, path, problem in self._following(call):
+                if one is None or call in taken or not make_pair(one, other):
+                    continue
+                reason = one.problem or other.problem or problem or self.problem
+                inplace = one.inplace or any(_asks_in_place(call))
+                producer = self._producer(call) if inplace else None
+                if not reason and inplace and producer is None:
+                    reason = IN_PLACE.format(self._text(call))
+                if not problem and not one.elsewhere and not other.elsewhere:
+                    for between in (call, *path, *([producer] if producer else ())):
+                        self._role(between, "begin")
+                    self._role(second, "finish")
+                reason, links = reason or self._since(second), self._opened(second)
+                if not reason and len(links) < 2:
+                    taken.add(second)
+                text = f"{self._text(call)} -> {self._text(second)}"
+                key = rewrite.key(self.method, self.index[second])
+                place = self._found(key, text, other if one.dropout else one, reason)
+                yield replace(place, module=links[0].caller, key=links[0].key) if links else place
 
-    def _reached(self, call: ast.Call, halves: Any) -> Iterator[tuple[ast.Call, list[ast.Call], str]]:
+    def _following(self, call: ast.Call) -> Iterator[tuple[ast.Call, Half, list[ast.Call], str]]:
         """The calls that get a call's result, what changes nothing in between, and what is in the way."""
         for link in self.flow.links:
-            if link.first is call:
-                yield link.second, [], link.problem
-                if any(half.identity for half in halves[link.second]):
-                    for second, path, problem in self._reached(link.second, halves):
-                        yield second, [link.second, *path], link.problem or problem
+            half = self._half(link.second, 0) if link.first is call else None
+            if half and not half.identity:
+                yield link.second, half, [], link.problem
+            elif half:
+                for second, other, path, problem in self._following(link.second):
+                    yield second, other, [link.second, *path], link.problem or problem
+
+    def _producer(self, call: ast.Call) -> ast.Call | None:
+        """The call of a layer that gives a call's input, if nothing else gets that."""
+        links = (link for link in self.flow.links if link.second is call and not link.problem)
+        return next((each.first for each in links if recognise.is_fresh(self._value(each.first.func))), None)
 
     def _role(self, node: ast.AST, kind: str) -> None:
         rewrite.add_role(self.roles, self.index[node], kind)
 
-    def _halves(self, call: ast.Call) -> Iterator[Half]:
-        """What a call may be in a pair."""
-        if argument(call) is None:
-            return
-        found = [getattr(torch.Tensor, call.func.attr)] if is_method(call) else self._values(call.func)  # type: ignore[attr-defined]
-        if found is None:
-            found = [ast.unparse(call.func)]
-        for value in found:
-            half = half_of(value)
-            if half is None and self._opens(value):
-                links = list(self._links(value, ""))
-                half = half_of(links[-1].module) if links else None
-                half = half if half and not half.dropout else None
-            if half and not (is_method(call) and getattr(call.func, "value", None) == self.method.self):
-                yield half
+    def _half(self, call: ast.Call, end: int, deep: bool = True) -> Half | None:
+        """What a call may be in a pair, by the first (0) or the last (-1) call that it makes in turn."""
+        given, callee = argument(call), self._value(call.func)
+        if is_method(call):
+            callee = getattr(torch.Tensor, call.func.attr)  # type: ignore[attr-defined]
+        if given is None or getattr(given, "id", "") == self.method.self:
+            return None
+        links = self._opened(call)
+        half = half_of(links[end].module if links else ast.unparse(call.func) if callee is None else callee)
+        return self._elsewhere(callee, end) if half is None and deep and not links else half
+
+    def _opened(self, call: ast.Call) -> list["_Link"]:
+        """What a call calls, one after the other, that changes anything."""
+        callee = self._value(call.func)
+        links = self._links(callee, "") if self._opens(callee) else ()
+        return [link for link in links if not recognise.is_identity(link.module)]
+
+    def _elsewhere(self, callee: Any, end: int) -> Half | None:
+        """The same where another method makes that call."""
+        module = callee if isinstance(callee, nn.Module) else self.module
+        name = "forward" if callee is module else getattr(callee, "__name__", "")
+        owner = next((cls for cls in type(module).__mro__ if name in vars(cls)), nn.Module)
+        method = find(owner, name)
+        if method is None or method.node is None or callee not in (module, vars(owner)[name]):
+            return None
+        code = _Code(module, "", method, self.survey)
+        code.flow = function(method.node)
+        halves = (code._half(call, end, deep=False) for call in code.flow.outer[end])
+        found = next((half for half in halves if half and not half.identity), None)
+        where = f"is called in another method, {owner.__name__}.{name}"
+        return replace(found, problem=f"{found.text} {where}", elsewhere=True) if found else None
 
     def _text(self, call: ast.Call) -> str:
         return f".{call.func.attr}" if is_method(call) else ast.unparse(call.func)  # type: ignore[attr-defined]
 
-    def _values(self, node: ast.AST | None) -> list[Any] | None:
-        """All that an expression may stand for; None if that isn't known."""
+    def _value(self, node: ast.AST) -> Any:
+        """What an expression stands for; None if that isn't known."""
         match node:
             case ast.Name(id=name) if name == self.method.self:
-                return [self.module]
+                return self.module
             case ast.Name(id=name) if name not in self.flow.variables:
                 code, closure = self.method.function.__code__, self.method.function.__closure__ or ()
                 cells = dict(zip(code.co_freevars, map(contents, closure), strict=True))
                 scopes = cells, self.method.function.__globals__, vars(builtins)
-                return next(([scope[name]] for scope in scopes if name in scope), None)
+                return next((scope[name] for scope in scopes if name in scope), None)
             case ast.Attribute(value=base, attr=name):
-                found = self._values(base)
-                return [each for value in found for each in _attribute(value, name)] if found else None
+                return _attribute(self._value(base), name)
             case ast.Subscript(value=base, slice=index):
-                found = self._values(base)
-                return [each for value in found for each in _items(value, index)] if found else None
+                value = self._value(base)
+                parts = _parts(value)
+                with contextlib.suppress(ValueError, LookupError, TypeError):
+                    if isinstance(index, ast.Slice):
+                        bounds = (index.lower, index.upper, index.step)
+                        cut: Any = slice(*(bound and ast.literal_eval(bound) for bound in bounds))
+                        return [each for _, each in parts[cut]]
+                    at = ast.literal_eval(index)
+                    return dict(parts)[at] if isinstance(value, dict | nn.ModuleDict) else parts[at][1]
         return None
 
     # Modules called one after the other ------------------------------------------------------------------
@@ -223,12 +251,32 @@ class _Code:
     def _chains(self) -> Iterator[Place]:
         for loop in self.flow.loops:
             self._role(loop, "chain")
-            for whole in self._values(loop.iter) or ():
-                paths = (path for path, module in self.module.named_modules() if module is whole)
-                path = _join(self.path, next(paths, ""))
-                key = rewrite.key(self.method, self.index[loop])
-                links = list(self._links(whole, path, self.module, key))
-                yield from _neighbours(links, self.problem or self._since(loop))
+            whole = self._value(loop.iter)
+            paths = (path for path, module in self.module.named_modules() if module is whole)
+            path = _join(self.path, next(paths, ""))
+            key = rewrite.key(self.method, self.index[loop])
+            links = list(self._links(whole, path, self.module, key))
+            yield from self._neighbours(links, self.problem or self._since(loop))
+
+    def _neighbours(self, links: list["_Link"], problem: str) -> Iterator[Place]:
+        held: Half | None = None
+        at = 0
+        for i, link in enumerate(links):
+            half = half_of(link.module)
+            if half and half.identity:
+                continue
+            begins, ends = (half or self._elsewhere(link.module, end) for end in (0, -1))
+            if held and begins and make_pair(held, begins):
+                first = links[at]
+                reason = held.problem or begins.problem or problem
+                if not reason and held.inplace and not (at and recognise.is_fresh(links[at - 1].module)):
+                    reason = IN_PLACE.format(held.text)
+                text, name = f"{held.text} -> {begins.text}", f"{_join(first.path, first.name)}-{link.name}"
+                activation, where = begins if held.dropout else held, _join(link.path, link.name)
+                row, module = activation.row, activation.module
+                yield Place(link.caller, link.path, name, row, module, link.key, text, where, reason)
+                ends = ends if reason else None  # of two pairs with a module in common, the first runs fused
+            held, at = ends, i
 
     def _opens(self, value: Any) -> bool:
         """It is called one module after the other, as a part of the chain that it stands in."""
@@ -254,57 +302,30 @@ class _Link:
     module: nn.Module
 
 
-def _neighbours(links: list[_Link], problem: str) -> Iterator[Place]:
-    held: Half | None = None
-    at = 0
-    for i, link in enumerate(links):
-        half = half_of(link.module)
-        if half and half.identity:
-            continue
-        if held and half and make_pair(held, half):
-            first = links[at]
-            reason = held.problem or half.problem or problem
-            if not reason and held.inplace and not (at and recognise.is_fresh(links[at - 1].module)):
-                reason = IN_PLACE.format(held.text)
-            text, name = f"{held.text} -> {half.text}", f"{_join(first.path, first.name)}-{link.name}"
-            activation, where = half if held.dropout else held, _join(link.path, link.name)
-            row, module = activation.row, activation.module
-            yield Place(link.caller, link.path, name, row, module, link.key, text, where, reason)
-            half = half if reason else None  # of two pairs with a module in common, the first runs fused
-        held, at = half, i
-
-
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path and name else path or name
+
+
+def _asks_in_place(call: ast.Call) -> Iterator[bool]:
+    yield from (keyword.arg == "inplace" for keyword in call.keywords)
+    yield from (isinstance(each, ast.Constant) and each.value is True for each in call.args)
 
 
 def _parts(value: Any) -> list[tuple[str, Any]]:
     """What a loop over the value's modules, or an index, gives, with names."""
     if isinstance(value, nn.Module):
         return [(name, child) for name, child in _torch.parts(value).items() if child is not None]
-    values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return [(str(i), each) for i, each in enumerate(values)]
+    if isinstance(value, dict):
+        return list(value.items())
+    return [(str(i), each) for i, each in enumerate(value if isinstance(value, list | tuple) else ())]
 
 
-def _items(value: Any, index: ast.expr) -> list[Any]:
-    """What stands under an index; under one that isn't known, all there is."""
-    inside = [each for _, each in _parts(value)]
-    if isinstance(index, ast.Slice):
-        return [inside]
-    try:
-        key = ast.literal_eval(index)
-        return [inside[key] if isinstance(key, int) else value[key]]
-    except (ValueError, LookupError, TypeError):
-        return inside
-
-
-def _attribute(value: Any, name: str) -> list[Any]:
+def _attribute(value: Any, name: str) -> Any:
     if isinstance(value, nn.Module):
         for own in (vars(value), _torch.parts(value)):
             if name in own:
-                return [own[name]]
+                return own[name]
         found = inspect.getattr_static(type(value), name, None)
         found = found.__func__ if isinstance(found, staticmethod) else found
-        return [] if isinstance(found, property) else [found]
-    known = isinstance(value, types.ModuleType | type) and name in vars(value)
-    return [vars(value)[name]] if known else []
+        return None if isinstance(found, property) else found
+    return vars(value).get(name) if isinstance(value, types.ModuleType | type) else None
