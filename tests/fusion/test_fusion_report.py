@@ -74,6 +74,8 @@ def test_a_pair_in_two_methods_is_in_the_report(kernels):
             super().__init__()
             self.one, self.two, self.drop = Activates(), Drops(), nn.Dropout(0.3)
             self.seq = nn.Sequential(Activates(), nn.Dropout(0.1), nn.Linear(8, 8), nn.ReLU(), Drops())
+            self.without, self.without.act = Activates(), None
+            self.layers = nn.ModuleList([Drops(), nn.Linear(8, 8)])
 
         def helper(self, x):
             return F.relu(x)
@@ -82,13 +84,17 @@ def test_a_pair_in_two_methods_is_in_the_report(kernels):
             x = self.drop(self.one(x))
             x = self.two(F.gelu(x))
             x = self.drop(self.helper(x))
+            x = F.elu(self.drop(self.without(x)))
+            for layer in self.layers:
+                x = layer(x)
             return self.seq(self.one.act(x))
 
-    new = check(kernels, Split(), X, fused=0, left=5)
+    new = check(kernels, Split(), X, fused=0, left=6)
     assert [(pair.path, pair.pair, pair.reason) for pair in fusion_report(new).left] == [
         ("", "self.one -> self.drop", "SiLU is called in another method, Activates.forward"),
         ("", "F.gelu -> self.two", "Dropout(p=0.4) is called in another method, Drops.forward"),
         ("", "self.helper -> self.drop", "relu is called in another method, Split.helper"),
+        ("", "F.elu -> layer", "Dropout(p=0.4) is called in another method, Drops.forward"),
         ("seq.1", "SiLU -> Dropout(p=0.1)", "SiLU is called in another method, Activates.forward"),
         ("seq.4", "ReLU -> Dropout(p=0.4)", "Dropout(p=0.4) is called in another method, Drops.forward"),
     ]

@@ -62,7 +62,7 @@ def half_of(callee: Any) -> Half | None:
         return Half(name, identity=True) if is_identity(callee) else None
     if isinstance(callee, _torch.DROPOUT):
         problem = "" if cls is nn.Dropout else _no_kernel(cls, nn.Dropout)
-        return Half(f"{name}(p={callee.p})", True, None, inplace, False, problem or _touched(callee), callee)
+        return Half(f"{name}(p={callee.p})", True, None, inplace, False, problem or touched(callee), callee)
     if known is None:
         base = next((base for base in cls.__mro__ if known_module(base) or base in _OTHERS), None)
         if base is None:
@@ -70,7 +70,7 @@ def half_of(callee: Any) -> Half | None:
         return Half(name, False, None, inplace, False, _no_kernel(cls, base), callee)
     arguments = ", ".join(f"{each}={own[each]}" for each in known.row.names if each in own)
     text = f"{name}({arguments})" if arguments else name
-    return Half(text, False, known.row, inplace, False, _touched(callee), callee)
+    return Half(text, False, known.row, inplace, False, touched(callee), callee)
 
 
 def _function_half(function: Any) -> Half | None:
@@ -107,7 +107,7 @@ def _no_kernel(cls: type, base: type) -> str:
     return f"{cls.__name__} is a subclass of {base.__name__} and may do something else"
 
 
-def _touched(module: nn.Module) -> str:
+def touched(module: nn.Module) -> str:
     """Why a module does more than its class's forward; empty if it doesn't."""
     if is_untouched(module, type(module).forward):
         return ""

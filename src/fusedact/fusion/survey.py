@@ -17,12 +17,13 @@ from .. import _torch
 from ..activations import Activation
 from . import recognise, rewrite
 from .dataflow import Function, argument, is_method
-from .halves import Half, half_of, make_pair
+from .halves import Half, half_of, make_pair, touched
 from .pair import CHAIN, Key, calls_of
 from .source import Method, contents, find, methods
 
 SINCE = "it joined the model after that was fused"
 IN_PLACE = "{} works in place, on a tensor that others may read"
+_NOTHING = object()
 function = functools.lru_cache(maxsize=4096)(Function)
 
 
@@ -190,6 +191,9 @@ class _Code:
     def _half(self, call: ast.Call, end: int, deep: bool = True) -> Half | None:
         """What a call may be in a pair, by the first (0) or the last (-1) call that it makes in turn."""
         given, callee = argument(call), self._value(call.func)
+        for loop in self.flow.loops:
+            parts = _parts(self._value(loop.iter)) if call in ast.walk(loop) else ()
+            callee = parts[end][1] if parts else callee
         if is_method(call):
             callee = getattr(torch.Tensor, call.func.attr)  # type: ignore[attr-defined]
         if given is None or getattr(given, "id", "") == self.method.self:
@@ -216,8 +220,9 @@ class _Code:
         code.flow = function(method.node)
         halves = (code._half(call, end, deep=False) for call in code.flow.outer[end])
         found = next((half for half in halves if half and not half.identity), None)
-        where = f"is called in another method, {owner.__name__}.{name}"
-        return replace(found, problem=f"{found.text} {where}", elsewhere=True) if found else None
+        problem = touched(callee) if callee is module else ""
+        problem = problem or f"{found and found.text} is called in another method, {owner.__name__}.{name}"
+        return replace(found, problem=problem, elsewhere=True) if found else None
 
     def _text(self, call: ast.Call) -> str:
         return f".{call.func.attr}" if is_method(call) else ast.unparse(call.func)  # type: ignore[attr-defined]
@@ -324,7 +329,7 @@ def _attribute(value: Any, name: str) -> Any:
     if isinstance(value, nn.Module):
         for own in (vars(value), _torch.parts(value)):
             if name in own:
-                return own[name]
+                return _NOTHING if own[name] is None else own[name]
         found = inspect.getattr_static(type(value), name, None)
         found = found.__func__ if isinstance(found, staticmethod) else found
         return None if isinstance(found, property) else found
