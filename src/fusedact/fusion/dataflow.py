@@ -43,39 +43,35 @@ class Function:
 
     Attributes:
         nodes: the tree's nodes, in `ast.walk`'s order.
-        names: all names, wherever they stand.
+        names: all names in its body.
         variables: the names of its variables, and of those of functions in it.
         evaluates: it may read variables by other means than their names.
         declared: the names that it says are another scope's.
         declares: it says so itself, and not only a function in it.
-        calls: in the order of their ends.
+        calls: in its body, in the order of their ends.
         links: between its calls.
         outer: the calls that get its input as it is, and those whose results it may return.
         loops: of the kind `for layer in layers: x = layer(x)`.
     """
 
     def __init__(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
-        self.node = node
         self.nodes = list(ast.walk(node))
         self._parents = {child: parent for parent in self.nodes for child in ast.iter_child_nodes(parent)}
+        body = [n for statement in node.body for n in ast.walk(statement)]  # without decorators and defaults
         # By statement, the statements of its block.
-        fields = (each for parent in self.nodes for _, each in ast.iter_fields(parent))
+        fields = (each for parent in [node, *body] for _, each in ast.iter_fields(parent))
         blocks = [block for block in fields if isinstance(block, list)]
         self._blocks = {each: block for block in blocks for each in block if isinstance(each, ast.stmt)}
-        handlers = (
-            part
-            for each in self.nodes
-            for part in (*getattr(each, "handlers", ()), *getattr(each, "finalbody", ()))
-        )
-        self._rescues = {n for part in handlers for n in ast.walk(part)}  # run when a statement has failed
-        self.names = [n for n in self.nodes if isinstance(n, ast.Name)]
+        rescues = (part for n in body for part in (*getattr(n, "handlers", ()), *getattr(n, "finalbody", ())))
+        self._rescues = {n for part in rescues for n in ast.walk(part)}  # run when a statement has failed
+        self.names = [n for n in body if isinstance(n, ast.Name)]
         arguments = (n.arg for n in self.nodes if isinstance(n, ast.arg))
-        self.variables = {n.id for n in self.names if not isinstance(n.ctx, ast.Load)}.union(arguments)
+        self.variables = {n.id for n in self.names if not _is_read(n)}.union(arguments)
         self.evaluates = any(n.id in _EVALUATORS for n in self.names)
-        declarations = [n for n in self.nodes if isinstance(n, ast.Global | ast.Nonlocal)]
+        declarations = [n for n in body if isinstance(n, ast.Global | ast.Nonlocal)]
         self.declared = {name for n in declarations for name in n.names}
         self.declares = any(self._scope(n) is node for n in declarations)
-        self.calls = sorted((n for n in self.nodes if isinstance(n, ast.Call)), key=_end)
+        self.calls = sorted((n for n in body if isinstance(n, ast.Call)), key=_end)
         self.links = [
             Link(first, call, problem or _between(call))
             for call in self.calls
@@ -83,10 +79,10 @@ class Function:
         ]
         given = [n.arg for n in node.args.args[1:2]]
         received = [n for n in self.calls if getattr(argument(n), "id", None) in given]
-        returns = [n for n in self.nodes if isinstance(n, ast.Return) and self._scope(n) is node]
+        returns = [n for n in body if isinstance(n, ast.Return) and self._scope(n) is node]
         returned = [call for n in returns for call, _ in self._sources(n, n.value)]
         self.outer = received[:1], returned
-        self.loops = [n for n in self.nodes if isinstance(n, ast.For) and self._is_chain(n)]
+        self.loops = [n for n in body if isinstance(n, ast.For) and self._is_chain(n)]
 
     def _sources(self, user: ast.AST, value: ast.expr | None) -> Iterator[tuple[ast.Call, str]]:
         """The calls whose result is `value`, which `user` gets: a call, or a statement."""
@@ -133,11 +129,9 @@ class Function:
     def _meeting(self, store: ast.stmt, statement: ast.stmt) -> list[ast.stmt] | None:
         """The innermost block around both, if `store` may run before `statement` there."""
         stores = {id(self._blocks[each]): each for each in self._statements(store)}
-        for each in self._statements(statement):
-            block = self._blocks[each]
-            if id(block) in stores:
-                return block if _end(stores[id(block)]) < _start(each) else None
-        return None
+        around = (each for each in self._statements(statement) if id(self._blocks[each]) in stores)
+        block = self._blocks[each := next(around)]
+        return block if _end(stores[id(block)]) < _start(each) else None
 
     def _is_used_again(self, name: str, statement: ast.stmt) -> bool:
         """More may read what the variable holds when `statement` begins than one look in that."""
@@ -160,11 +154,9 @@ class Function:
         return any(later) or len(reads) - len(later) > 1
 
     def _scope(self, node: ast.AST) -> ast.AST:
-        while node in self._parents:
-            node = self._parents[node]
-            if isinstance(node, _SCOPES):
-                return node
-        return self.node
+        while not isinstance(node := self._parents[node], _SCOPES):
+            pass
+        return node
 
     def _statements(self, node: ast.AST) -> Iterator[ast.stmt]:
         """The statements that a node is in, from the inside out."""
