@@ -140,7 +140,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.host_time", description=__doc__.splitlines()[0]
+    )
     parser.add_argument(
         "--rounds", type=int, default=40, help="number of rounds, of 500 calls each (default: 40)"
     )

@@ -112,7 +112,9 @@ def table(measured: Sequence[dict[str, Any]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table and write the raw results; 1 if a pair costs more than it may."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.pair_time",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--rounds", type=int, default=2000, help=f"number of rounds, of {CALLS} calls each (default: 2000)"

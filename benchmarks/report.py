@@ -317,7 +317,9 @@ def update(readme: Path) -> dict[Path, str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.split("\n")[0])
     parser.add_argument("results", nargs="*", type=Path, metavar="RESULTS.json", help="results of the suite")
-    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw a plot of each results file into DIR")
+    parser.add_argument(
+        "--plots", type=Path, metavar="DIR", help="draw a plot of each results file that has layers into DIR"
+    )
     parser.add_argument(
         "--readme", type=Path, metavar="FILE", help="rewrite the blocks of FILE and of docs/ beside it"
     )
@@ -329,7 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for path in options.results:
             run = load(path)
             print(text(run))
-            if options.plots:
+            if options.plots and run.find(kind="layer"):
                 options.plots.mkdir(parents=True, exist_ok=True)
                 plot(run, options.plots / f"{path.stem}.png")
         if options.readme:

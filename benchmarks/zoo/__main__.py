@@ -98,7 +98,9 @@ class Results:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the sweeps; 1 if a model raised an error in `fuse` or when it was fused, or results differed."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.zoo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", choices=["torchvision", "transformers"])
     parser.add_argument("--match", default="", help="run only models whose name contains this")

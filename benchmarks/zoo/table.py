@@ -31,5 +31,5 @@ def table(rows: Sequence[Row], bits: Sequence[Row]) -> str:
     others = f" The others differ by {largest:.0e} of a tensor's largest value at most." if largest else ""
     return "\n".join(lines) + (
         f"\n\nOn the CPU {len(bits)} small models ran with values, forward and backward, in both modes.\n"
-        f"Fused calls: {calls}. The plain model's bits had {same}.{others}"
+        f"Fused calls: {calls}. {same} models had the plain model's bits.{others}"
     )

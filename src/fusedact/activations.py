@@ -179,7 +179,7 @@ class Activation:
         """Check the parameters' values, and return the row that they select with its numbers.
 
         Raises:
-            ValueError: a value is no finite number, no choice, or against the row's rule.
+            ValueError: a value is not a finite number, not one of the choices, or against the row's rule.
         """
         if self.numeric:
             for value in values:
@@ -234,10 +234,10 @@ def register_activation(row: Activation) -> Activation:
         `row`.
 
     Raises:
-        TypeError: `row` is no `Activation`; `forward` or `backward` is missing, is no Triton function, or
-            takes other arguments; `function` isn't callable, or `saves` is no `Saves`.
-        ValueError: the name is taken or no identifier, the module already has a row, there are more than two
-            parameters, or `Saves.TWO_BITS` has none.
+        TypeError: `row` is not an `Activation`; `forward` or `backward` is missing, is not a Triton function,
+            or takes other arguments; `function` isn't callable, or `saves` is not a `Saves`.
+        ValueError: the name is taken or not an identifier, the module already has a row, there are more than
+            two parameters, or `Saves.TWO_BITS` has none.
     """
     check_kind(row)
     for name in ("forward", "backward"):

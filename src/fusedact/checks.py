@@ -52,14 +52,14 @@ def check_integer(name: str, value: Any, low: int, high: int) -> int:
     return number
 
 
-def check_flag(name: str, value: Any) -> bool:
-    """Return `value` as a bool; raise TypeError unless it is one, Python's or NumPy's."""
+def check_flag(name: str, value: Any, hint: str = "") -> bool:
+    """Return `value` as a bool; raise TypeError, which ends in `hint`, unless it is Python's or NumPy's."""
     if isinstance(value, bool):
         return value
     kind = type(value)
     if kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_"):  # the second before NumPy 2
         return bool(value)
-    raise TypeError(f"{name}={value!r}: it must be True or False")
+    raise TypeError(f"{name}={value!r}: it must be True or False{hint}")
 
 
 def check_module(name: str, value: nn.Module) -> nn.Module:

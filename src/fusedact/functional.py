@@ -43,7 +43,7 @@ def fused_function(row: Activation) -> FusedFunction:
         tensor of `input`'s shape, dtype and layout; its docstring lists its errors.
 
     Raises:
-        TypeError: `row` is no `Activation`.
+        TypeError: `row` is not an `Activation`.
         ValueError: `row` isn't registered.
     """
     check_row(row)
@@ -62,7 +62,7 @@ def fused_function(row: Activation) -> FusedFunction:
             return handle_torch_function(
                 function, (input,), input, p, training, inplace, rng=rng, **parameters
             )
-        bound = row.bind(*arguments(row, name, parameters))
+        bound = row.bind(*arguments(row, name, parameters, ("input", "p", "training", "inplace")))
         return activation_dropout(bound.row, input, bound.values, p, training, inplace, rng)
 
     function.__name__ = function.__qualname__ = name
@@ -72,8 +72,10 @@ def fused_function(row: Activation) -> FusedFunction:
     return function
 
 
-def arguments(row: Activation, name: str, given: dict[str, Any]) -> list[Any]:
+def arguments(row: Activation, name: str, given: dict[str, Any], others: tuple[str, ...]) -> list[Any]:
     """Return the values of a row's parameters, given or default, in their order.
+
+    `name` is of what was called, and `others` the names of the arguments that it takes before them.
 
     Raises:
         TypeError: `given` has an unknown parameter, or lacks one without a default.
@@ -81,7 +83,7 @@ def arguments(row: Activation, name: str, given: dict[str, Any]) -> list[Any]:
     values = [given.get(parameter.name, parameter.default) for parameter in row.parameters]
     unknown = given.keys() - set(row.names)
     if unknown:
-        takes = ", ".join(["p", "inplace", *row.names, "rng"])
+        takes = ", ".join([*others, *row.names, "rng"])
         raise TypeError(f"{name} got an unexpected argument {min(unknown)!r}; it takes {takes}")
     for parameter, value in zip(row.parameters, values, strict=True):
         if value is REQUIRED:

@@ -69,9 +69,11 @@ class FusedActivationDropout(nn.Module):
                 "FusedActivationDropout has no row: write class Name(FusedActivationDropout, row=...)"
             )
         self.p = check_probability(p)
-        self.inplace = check_flag("inplace", inplace)
+        self.inplace = check_flag(
+            "inplace", inplace, "; parameters other than p and inplace are keyword-only"
+        )
         self.rng = check_rng(rng)
-        values = arguments(self.row, type(self).__name__, parameters)
+        values = arguments(self.row, type(self).__name__, parameters, ("p", "inplace"))
         self.row.bind(*values)
         for name, value in zip(self.row.names, values, strict=True):
             setattr(self, name, value)

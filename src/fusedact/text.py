@@ -127,5 +127,5 @@ def _parameters(row: Activation, defaults: bool = False) -> str:
 def _raises(row: Activation, flags: str) -> str:
     names = " or ".join(f"`{name}`" for name in row.names)
     parameters = f", {names} breaks the rule above" if names else ""
-    return f"""TypeError: `input` is not a dense tensor of one of these dtypes, or {flags} is not a bool.
+    return f"""TypeError: `input` is not a strided tensor of one of these dtypes, or {flags} is not a bool.
     ValueError: `p` is not a number in [0, 1]{parameters}, or `rng` is neither "eager" nor "fast"."""

@@ -219,8 +219,10 @@ def test_values_that_a_rule_forbids(cls, given, match):
 
 @activations
 def test_arguments_that_are_not_there(activation):
-    takes = ", ".join(["p", "inplace", *public(activation).arguments, "rng"])
-    for call in (module, lambda row, **o: function(row, torch.ones(3), **o)):
+    by_position = (["p", "inplace"], ["input", "p", "training", "inplace"])
+    calls = (module, lambda row, **o: function(row, torch.ones(3), **o))
+    for call, first in zip(calls, by_position, strict=True):
+        takes = ", ".join([*first, *public(activation).arguments, "rng"])
         with pytest.raises(TypeError, match=f"unexpected argument 'slope'; it takes {takes}"):
             call(activation, slope=0.1)
     required = [p for p in activation.parameters if p.default is REQUIRED]

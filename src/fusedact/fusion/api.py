@@ -25,15 +25,15 @@ def fuse(model: Model, inplace: bool = False, *, lone_dropout: bool = False) -> 
 
     Args:
         model: any module. One fused before is fused anew.
-        inplace: change `model` itself, whose parameters stay the same objects, which an optimiser may have.
-            Default: False, which leaves it alone and changes a deep copy.
+        inplace: change `model` itself. Its parameters stay the same objects, so an optimiser that has them
+            stays valid. Default: False, which leaves `model` alone and changes a deep copy.
         lone_dropout: run a dropout that follows no activation in a kernel too, which keeps one bit.
 
     Returns:
         The fused model. `fusedact.fusion_report` says what is fused, and what was left and why.
 
     Raises:
-        TypeError: `model` is no module, or `inplace` or `lone_dropout` no bool.
+        TypeError: `model` is not a module, or `inplace` or `lone_dropout` is not a bool.
         ValueError: `model` can't be copied.
     """
     check_module("model", model)
@@ -70,7 +70,7 @@ def unfuse(model: Model) -> Model:
         `model`.
 
     Raises:
-        TypeError: `model` is no module.
+        TypeError: `model` is not a module.
         ValueError: it isn't fused.
     """
     _check_fused(model)
@@ -89,7 +89,7 @@ def fusion_report(model: nn.Module) -> FusionReport:
         A `FusionReport`: `fused` and `left`, each a list of `Pair`.
 
     Raises:
-        TypeError: `model` is no module.
+        TypeError: `model` is not a module.
         ValueError: it isn't fused.
     """
     report = FusionReport()
@@ -123,5 +123,6 @@ def _check_fused(model: nn.Module) -> None:
     check_module("model", model)
     if not any(calls_of(module) for module in model.modules()):
         raise ValueError(
-            f"model must be one that fusedact.fuse returned, but this {type(model).__name__} isn't fused"
+            f"model must be one that fusedact.fuse returned, but this {type(model).__name__} isn't fused: "
+            "call model = fusedact.fuse(model) first"
         )

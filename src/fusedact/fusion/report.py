@@ -8,8 +8,8 @@ class Pair:
     """Describe an activation and a dropout, of which one takes the other's result.
 
     Attributes:
-        path: the name of the module whose code calls the two; empty for the model itself. In an
-            `nn.Sequential` it is the dropout's name.
+        path: the name of the module whose code calls the two; empty for the model itself. For neighbours in
+            an `nn.Sequential`, the name of the second.
         pair: the two, in the order of their calls.
         reason: the reason why it runs as it is written; empty if it is fused.
         saves: the memory that a fused pair keeps for backward; empty if it isn't fused.

@@ -74,7 +74,7 @@ def eager_mask(
         odd n, say), in the tensor's logical (row-major) order.
 
     Raises:
-        TypeError: `dtype` is no dtype of dropout's kernels, or `n` or another count is no integer.
+        TypeError: `dtype` is not one of dropout's kernels, or `n` or another count is not an integer.
         ValueError: `n` is below 1, `p` not in (0, 1), `alignment` no power of 2, or another value isn't
             allowed.
     """
@@ -137,7 +137,7 @@ def fast_mask(n: int, p: float, seed: int, offset: int) -> Tensor:
         bool [n], true where an element is kept, in memory order.
 
     Raises:
-        TypeError: `n`, `seed` or `offset` is no integer.
+        TypeError: `n`, `seed` or `offset` is not an integer.
         ValueError: `n` is below 1, `p` not in (0, 1), or another value isn't allowed.
     """
     n, p, seed, offset = _checked(n, p, seed, offset)

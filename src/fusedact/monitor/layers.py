@@ -196,7 +196,7 @@ class WatchedLayer:
         if x.layout is not torch.strided or x.is_meta:
             kind = "no values (device meta)" if x.is_meta else f"layout {x.layout}"
             raise TypeError(
-                f"ActivityMonitor counts dense tensors, but layer {self.name!r} got one of {kind}: "
+                f"ActivityMonitor counts strided tensors, but layer {self.name!r} got one of {kind}: "
                 "close it first"
             )
 
@@ -296,9 +296,9 @@ def watched_layers(model: nn.Module, settings: Settings, order: Order) -> list[W
             f"nn.{row.module.__name__}" for row in own_rows() if row.module not in (None, nn.Identity)
         )
         raise ValueError(
-            f"model must have a fused module or one of {kinds} to watch, but this {type(model).__name__} "
-            "has none. Functions and activations of Hugging Face are watched where their result goes to a "
-            "dropout, once fusedact.fuse has fused the model"
+            f"model must have an activation to watch, but this {type(model).__name__} has none. Watched are "
+            "fused modules and, in a model that fusedact.fuse returned, the functions and modules of Hugging "
+            f"Face that run fused with a dropout. So are the modules of PyTorch's activations: {kinds}"
         )
     return layers
 

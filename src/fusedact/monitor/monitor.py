@@ -59,7 +59,7 @@ class ActivityMonitor:
       processes in `group`, so each of these has to call them.
     - CUDA graphs: call each layer once before the capture. Replays are counted.
     - Inside `torch.func` transforms, in `torch.export` and `torch.jit.trace`, for tensor subclasses (DTensor)
-      and for tensors that aren't dense, the watched call raises an error.
+      and for sparse and quantised tensors, the watched call raises an error.
 
     Args:
         model: a module with at least one activation to watch.
@@ -73,9 +73,10 @@ class ActivityMonitor:
         group: the processes whose counts are added up. Default: all.
 
     Raises:
-        TypeError: `model` is no module, `units` neither an int nor a mapping to ints, or `stride` no int.
-        ValueError: `model` has nothing to watch; `units` names a layer that isn't watched; `tau` is no number
-            of at least 0; `stride` is below 1; or `mode` is neither "train", "eval" nor "all".
+        TypeError: `model` is not a module, `units` neither an int nor a mapping to ints, or `stride` not an
+            int.
+        ValueError: `model` has nothing to watch; `units` names a layer that isn't watched; `tau` is not a
+            number of at least 0; `stride` is below 1; or `mode` is neither "train", "eval" nor "all".
 
     Examples:
         >>> net = nn.Sequential(nn.Linear(784, 128), FusedReLUDropout(0.5), nn.Linear(128, 10))

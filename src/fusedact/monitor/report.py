@@ -174,8 +174,9 @@ class ActivityReport:
             lines.append(f"Varying: {name} ran {least} to {most} times in a forward of the model.")
         if self.silent:
             lines.append(
-                f"Not called: {', '.join(self.silent)}. Calls that torch.compile compiled before the monitor "
-                "began aren't counted: call torch.compiler.reset() first."
+                f"Not called in this window: {', '.join(self.silent)}. Run the model itself, not a copy, in "
+                "a mode that counts. Calls that torch.compile compiled before the monitor began aren't "
+                "counted: call torch.compiler.reset() first."
             )
         return "\n".join(lines)
 
