@@ -163,10 +163,13 @@ def test_what_cannot_be_counted():
         ):
             torch.jit.trace(model, torch.randn(5, 12))
         with pytest.raises(
-            TypeError, match=r"counts strided tensors, but layer '1' got one of layout torch\.sparse_coo"
+            TypeError,
+            match=r"counts strided tensors with values, but layer '1' got one of layout torch\.sparse_coo",
         ):
             model[1](torch.randn(5, 12).to_sparse())
-        with pytest.raises(TypeError, match=r"counts dense tensors, .* got one of no values \(device meta\)"):
+        with pytest.raises(
+            TypeError, match=r"counts strided tensors with values, .* got one of no values \(device meta\)"
+        ):
             model[1](torch.randn(5, 12, device="meta"))
 
 

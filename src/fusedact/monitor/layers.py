@@ -196,8 +196,8 @@ class WatchedLayer:
         if x.layout is not torch.strided or x.is_meta:
             kind = "no values (device meta)" if x.is_meta else f"layout {x.layout}"
             raise TypeError(
-                f"ActivityMonitor counts strided tensors, but layer {self.name!r} got one of {kind}: "
-                "close it first"
+                f"ActivityMonitor counts strided tensors with values, but layer {self.name!r} got one of "
+                f"{kind}: close it first"
             )
 
     # Its tallies --------------------------------------------------------------------------------------
