@@ -7,7 +7,7 @@ from compare import X, assert_same, check
 from nets import Base, Lone
 from torch import nn
 
-from fusedact import fuse
+from fusedact import fuse, fusion_report
 
 
 def logged(value):
@@ -135,8 +135,18 @@ class Fused:
             return self.drop(F.relu_(self.fc(x)))
 
     class DropoutFirst(Base):
+        runs = pairs = 2
+
         def forward(self, x):
-            return F.relu(self.drop(self.fc(x)))
+            x = F.relu(self.drop(self.fc(x)))
+            return F.relu(F.dropout(self.fc(x), self.p, self.training, self.flag is None))
+
+    class InPlaceByPosition(Base):
+        runs = pairs = 2
+
+        def forward(self, x):
+            x = self.drop(F.relu(self.fc(x), True))
+            return F.relu(F.dropout(self.fc(x), self.p, self.training, True), False)
 
     class Property(Base):
         @property
@@ -179,6 +189,17 @@ class Fused:
 def test_fused(kernels, cls):
     pairs = getattr(cls, "pairs", 1)
     check(kernels, cls(), X, fused=pairs, runs=getattr(cls, "runs", pairs))
+
+
+def test_always_on_dropout_before_relu(kernels):
+    class AlwaysOn(Base):
+        def forward(self, x):
+            return F.relu(F.dropout(x, 0.5, True))
+
+    net = AlwaysOn()
+    assert_same(net, fuse(net), X)
+    assert len(kernels) == 1
+    assert not fusion_report(fuse(net)).left
 
 
 def test_dropout_that_is_always_on(kernels):

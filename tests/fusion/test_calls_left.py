@@ -216,6 +216,20 @@ class Left:
             h = self.fc(x) * 2
             return self.drop(F.relu_(h)) + h
 
+    class InPlaceByPosition(Base):
+        reason = "works in place, on a tensor that others may read"
+
+        def forward(self, x):
+            h = self.fc(x) * 2
+            return self.drop(F.relu(h, True)) + h
+
+    class InPlaceDropoutFirst(Base):
+        reason = "works in place, on a tensor that others may read"
+
+        def forward(self, x):
+            h = self.fc(x) * 2
+            return F.relu(F.dropout(h, self.p, self.training, True)) + h
+
     class InPlaceOfAView(Base):
         reason = "works in place, on a tensor that others may read"
 

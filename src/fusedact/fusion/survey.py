@@ -154,7 +154,7 @@ class _Code:
                 if one is None or call in taken or not make_pair(one, other):
                     continue
                 reason = one.problem or other.problem or problem or self.problem
-                inplace = one.inplace or any(_asks_in_place(call))
+                inplace = one.inplace or _asks_in_place(call, one)
                 producer = self._producer(call) if inplace else None
                 if not reason and inplace and producer is None:
                     reason = IN_PLACE.format(self._text(call))
@@ -214,7 +214,9 @@ class _Code:
         name = "forward" if callee is module else getattr(callee, "__name__", "")
         owner = next((cls for cls in type(module).__mro__ if name in vars(cls)), nn.Module)
         method = find(owner, name)
-        if method is None or method.node is None or callee not in (module, vars(owner)[name]):
+        if method is None or method.node is None:
+            return None
+        if callee is not module and callee is not vars(owner)[name]:
             return None
         code = _Code(module, "", method, self.survey)
         code.flow = function(method.node)
@@ -311,9 +313,10 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path and name else path or name
 
 
-def _asks_in_place(call: ast.Call) -> Iterator[bool]:
-    yield from (keyword.arg == "inplace" for keyword in call.keywords)
-    yield from (isinstance(each, ast.Constant) and each.value is True for each in call.args)
+def _asks_in_place(call: ast.Call, half: Half) -> bool:
+    flags = call.args[3:] if half.dropout else call.args  # F.dropout(input, p, training, inplace)
+    by_position = any(isinstance(flag, ast.Constant) and flag.value is True for flag in flags)
+    return by_position or any(keyword.arg == "inplace" for keyword in call.keywords)
 
 
 def _parts(value: Any) -> list[tuple[str, Any]]:
