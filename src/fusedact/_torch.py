@@ -91,9 +91,18 @@ def is_bare(own: Mapping[str, Any], may_stay: Callable[[Mapping[int, Any]], bool
     )
 
 
+module_call, _call_impl = nn.Module.__call__, nn.Module._call_impl
+
+
 def calls_alone(module: nn.Module, forward: Any, may_stay: Callable[[Mapping[int, Any]], bool]) -> bool:
     """Whether calling `module` runs `forward`, hooks that `may_stay` or all modules have, and no more."""
-    return type(module).forward is forward and is_bare(module.__dict__, may_stay)
+    cls = type(module)
+    return (
+        cls.forward is forward
+        and cls.__call__ is module_call
+        and cls._call_impl is _call_impl
+        and is_bare(module.__dict__, may_stay)
+    )
 
 
 def has_users_modes() -> bool:

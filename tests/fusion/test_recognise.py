@@ -57,11 +57,11 @@ def test_other_spellings():
         F.relu_,
         torch.Tensor.relu,
         torch.Tensor.relu_,
-        "relu",
-        "relu_",
+        recognise.METHODS["relu"],
+        recognise.METHODS["relu_"],
     ):
         assert recognise.activation(function, (X,), {}, recognise.NEW).row.name == "relu"
-        inplace = getattr(function, "__name__", function)[-1] == "_"
+        inplace = getattr(function, "__name__", getattr(function, "name", ""))[-1] == "_"
         assert (recognise.activation(function, (X,), {}) is None) == inplace
     assert recognise.activation(nn.GELU(approximate="tanh"), (X,), {}).row.name == "gelu_tanh"
     assert recognise.activation(F.gelu, (X,), {"approximate": "tanh"}).row.name == "gelu_tanh"

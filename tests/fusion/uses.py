@@ -226,14 +226,6 @@ class Used:
         def forward(self, x):
             return self.drop(h := self.act(self.fc(x))) + h
 
-    class WalrusInside(Plain):
-        """What is dropped is the activation's input."""
-
-        def forward(self, x):
-            y = self.act(h := self.fc(x))
-            h = self.drop(h)
-            return h + y
-
     class TwoNames(Plain):
         def forward(self, x):
             h = y = self.act(self.fc(x))

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 
 from .recognise import METHODS
 
+_COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-_SCOPES = (*_FUNCTIONS, ast.ClassDef, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+_SCOPES = (*_FUNCTIONS, ast.ClassDef, *_COMPREHENSIONS)
 # What may stand between a statement and a call in it that runs exactly once, before any other call.
 _STRAIGHT = (
     *(ast.Call, ast.BinOp, ast.UnaryOp, ast.Attribute, ast.keyword, ast.Tuple, ast.List, ast.Dict),
     *(ast.Assign, ast.AnnAssign, ast.Return, ast.Expr, ast.Subscript, ast.Starred),
 )
-_RUNNING = (ast.Call, ast.Await, ast.Yield, ast.YieldFrom)  # other code
+_RUNNING = (ast.Call, ast.Await, ast.Yield, ast.YieldFrom, *_COMPREHENSIONS)  # other code
 _EVALUATORS = {"eval", "exec", "globals", "locals", "vars", "dir"}
 AGAIN = "the result of the first is used again"
 BETWEEN = "other code stands between the two"
@@ -82,7 +83,11 @@ class Function:
         returns = [n for n in body if isinstance(n, ast.Return) and self._scope(n) is node]
         returned = [call for n in returns for call, _ in self._sources(n, n.value)]
         self.outer = received[:1], returned
-        self.loops = [n for n in body if isinstance(n, ast.For) and self._is_chain(n)]
+        loops = [n for n in body if isinstance(n, ast.For) and self._is_chain(n)]
+        variables = [n.target.id for n in loops]  # type: ignore[attr-defined]
+        # Nobody else reads what a loop's variable holds, which it has twice.
+        used = {name: 2 * variables.count(name) == self._uses(name) for name in variables}
+        self.loops = [loop for loop, name in zip(loops, variables, strict=True) if used[name]]
 
     def _sources(self, user: ast.AST, value: ast.expr | None) -> Iterator[tuple[ast.Call, str]]:
         """The calls whose result is `value`, which `user` gets: a call, or a statement."""
@@ -105,10 +110,10 @@ class Function:
 
     def _assigned(self, user: ast.AST, name: str) -> Iterator[tuple[ast.Call, str]]:
         """The calls whose result the variable may hold when `user` reads it."""
-        statement = next(self._statements(user))
+        statement = self.statement(user)
         block = self._blocks[statement]
         above = block[block.index(statement) - 1] if statement is not block[0] else None
-        setting = {next(self._statements(n)) for n in self.names if n.id == name and not _is_read(n)}
+        setting = {self.statement(n) for n in self.names if n.id == name and not _is_read(n)}
         for store in sorted(setting, key=_end, reverse=True):
             meeting = self._meeting(store, statement)
             if meeting is None:
@@ -136,7 +141,9 @@ class Function:
     def _is_used_again(self, name: str, statement: ast.stmt) -> bool:
         """More may read what the variable holds when `statement` begins than one look in that."""
         uses = [n for n in self.names if n.id == name]
-        if self.evaluates or name in self.declared or len({self._scope(n) for n in uses}) > 1:
+        scopes = {self._scope(n) for n in uses}
+        shared = len(scopes) > 1 or any(isinstance(scope, ast.ClassDef) for scope in scopes)
+        if self.evaluates or name in self.declared or shared:
             return True
         loops = (
             each
@@ -165,6 +172,17 @@ class Function:
                 yield node
             node = self._parents[node]
 
+    def statement(self, node: ast.AST) -> ast.stmt:
+        """The innermost statement that a node of the body is in."""
+        return next(self._statements(node))
+
+    def is_rescued(self, statement: ast.stmt) -> bool:
+        """If `statement` raises an error, the function may go on."""
+        return any(_rescues(each) for each in self._statements(statement) if each is not statement)
+
+    def _uses(self, name: str) -> int:
+        return sum(n.id == name for n in self.names)
+
     def _comes_first(self, call: ast.AST, statement: ast.stmt) -> bool:
         """`statement` runs `call` exactly once, and no call before it."""
         node: ast.AST = call
@@ -187,10 +205,9 @@ class Function:
                 ],
                 orelse=[],
             ) if called == layer and target == given != layer:
-                uses = [n for n in self.names if n.id == layer]
                 scopes = {self._scope(n) for n in self.names if n.id in (layer, target)}
-                calls = any(isinstance(n, ast.Call) for n in ast.walk(node.iter))
-                return len(uses) == 2 and len(scopes) == 1 and not calls and not self.evaluates
+                runs = any(isinstance(n, _RUNNING) for n in ast.walk(node.iter))
+                return len(scopes) == 1 and not runs and not self.evaluates and not self.is_rescued(node)
         return False
 
 
@@ -225,8 +242,16 @@ def is_method(call: ast.Call) -> bool:
 def _sets(statement: ast.stmt, name: str) -> bool:
     """It sets the variable, or deletes it, whatever happens."""
     simple = isinstance(statement, ast.Assign | ast.AnnAssign | ast.Delete)
-    names = [n for n in ast.walk(statement) if isinstance(n, ast.Name) and n.id == name]
-    return simple and not all(map(_is_read, names))
+    targets = getattr(statement, "targets", [getattr(statement, "target", statement)]) if simple else []
+    names = [n for target in targets for n in ast.walk(target) if isinstance(n, ast.Name) and n.id == name]
+    return not all(map(_is_read, names))
+
+
+def _rescues(statement: ast.stmt) -> bool:
+    """It may end an error; the contexts of PyTorch don't."""
+    contexts = statement.items if isinstance(statement, ast.With | ast.AsyncWith) else []
+    others = (each for each in contexts if not ast.unparse(each.context_expr).startswith("torch."))
+    return hasattr(statement, "handlers") or any(others)
 
 
 def _is_read(name: ast.Name) -> bool:

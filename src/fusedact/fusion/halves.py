@@ -62,7 +62,9 @@ def half_of(callee: Any) -> Half | None:
         return Half(name, identity=True) if is_identity(callee) else None
     if isinstance(callee, _torch.DROPOUT):
         problem = "" if cls is nn.Dropout else _no_kernel(cls, nn.Dropout)
-        return Half(f"{name}(p={callee.p})", True, None, inplace, False, problem or touched(callee), callee)
+        return Half(
+            f"{name}(p={own.get('p')})", True, None, inplace, False, problem or touched(callee), callee
+        )
     if known is None:
         base = next((base for base in cls.__mro__ if known_module(base) or base in _OTHERS), None)
         if base is None:
@@ -74,7 +76,7 @@ def half_of(callee: Any) -> Half | None:
 
 
 def _function_half(function: Any) -> Half | None:
-    name = function.__name__
+    name = function.name if isinstance(function, recognise.Method) else function.__name__
     if function in DROPOUTS:
         return Half(name, True)
     if function in _OTHER_DROPOUTS:

@@ -17,8 +17,8 @@ from .. import observer
 from .._torch import PRE_HOOKS, UNSTORED, child, part
 from ..activations import Bound
 from .recognise import (
-    FRESH,
     IDENTITY,
+    METHODS,
     NEW,
     activation,
     at_once,
@@ -38,7 +38,7 @@ CHAIN = "Sequential.forward"
 class Deferred:
     """A call that is put off: an activation, or a dropout of the probability `found`.
 
-    One of None has run. It gave its only argument, a tensor that nobody else holds; `found` is NEW.
+    One of None has run and given its only argument. If `found` is NEW, nobody else holds that tensor.
     """
 
     __slots__ = ("args", "callee", "found", "kwargs")
@@ -49,8 +49,16 @@ class Deferred:
         self.callee, self.args, self.kwargs, self.found = callee, args, kwargs, found
 
     def run(self) -> Any:
-        """The call as it was written."""
-        return self.args[0] if self.callee is None else _call(self.callee, self.args, self.kwargs)
+        """The call as it was written, once."""
+        if self.callee is not None:
+            result = self.callee(*self.args, **self.kwargs)
+            self.callee, self.args, self.kwargs = None, (result,), {}
+        return self.args[0]
+
+
+def settled(result: Any) -> Any:
+    """`result`, of which nothing is put off any more."""
+    return result.run() if type(result) is Deferred else result
 
 
 class Calls:
@@ -75,25 +83,29 @@ class Calls:
 
         return revive, (self.code, self.lone_dropout)
 
-    part = staticmethod(part)
+    part, settled = staticmethod(part), staticmethod(settled)
+
+    @staticmethod
+    def method(name: str) -> Any:
+        """The call of a tensor's method."""
+        return METHODS[name]
 
     def begin(self, key: Key, callee: Any, /, *args: Any, **kwargs: Any) -> Any:
         """A call whose result goes to another of these calls alone, and may be put off until then.
 
-        `key` is its place; `callee` is what is called with all other arguments, where a string is the name of
-        a tensor's method.
+        `key` is its place; `callee` is what is called with all other arguments.
         """
+        fresh = is_fresh(callee)  # asked twice, since a hook may go with the call
         result = self._begin(key, None, callee, args, kwargs)
-        new = type(result) is Tensor and is_fresh(callee)
+        new = fresh and type(result) is Tensor and is_fresh(callee)
         return Deferred(None, (result,), {}, NEW) if new else result
 
     def finish(self, key: Key, callee: Any, /, *args: Any, **kwargs: Any) -> Any:
         """A call whose result goes where nothing is known of it."""
         held = args[0] if args else kwargs["input"]
         if type(held) is not Deferred and not self.lone_dropout:
-            return _call(callee, args, kwargs)
-        result = self._begin(key, None, callee, args, kwargs)
-        return result.run() if type(result) is Deferred else result
+            return callee(*args, **kwargs)
+        return settled(self._begin(key, None, callee, args, kwargs))
 
     def pair(self, first: Key, key: Key, drop: Any, act: Any, x: Any, name: str = "", /) -> Any:
         """`drop(act(x))`: a `finish` on a `begin`, as most pairs are, without what others need.
@@ -129,11 +141,12 @@ class Calls:
                 held, producer = result, following
                 i += 2
                 continue
-            if type(callee) in FRESH and type(held) is not Deferred:
+            fresh = is_fresh(callee)
+            if fresh and type(held) is not Deferred:
                 held = callee(held)
             else:
                 held = self._begin((key, i), producer, callee, (held,), {})
-            producer = callee
+            producer = callee if fresh else None
             i += 1
         return held.run() if type(held) is Deferred and not opens else held
 
@@ -159,7 +172,7 @@ class Calls:
                 ((held.run(), *args[1:]), kwargs) if args else ((), {**kwargs, "input": held.run()})
             )
         if found is None:
-            return _call(callee, args, kwargs)
+            return callee(*args, **kwargs)
         if self.lone_dropout and type(found) is not Bound:
             together = self._together(key, Deferred(None, args, kwargs, IDENTITY), callee, args, kwargs)
             if together is not None:
@@ -203,12 +216,6 @@ class Calls:
         return watchers
 
 
-def _call(callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if type(callee) is str:
-        return getattr(args[0], callee)(*args[1:], **kwargs)
-    return callee(*args, **kwargs)
-
-
 class Marked(set[str]):
     """A module's set of names of buffers that aren't stored, which tells that the module is fused.
 
@@ -229,6 +236,6 @@ def mark(module: nn.Module, calls: Calls | None) -> None:
     if calls is not None:
         marked = Marked(getattr(module, UNSTORED))
         marked.fusedact = calls
-        setattr(module, UNSTORED, marked)
+        vars(module)[UNSTORED] = marked  # past a `__setattr__` of the model's own
     elif calls_of(module) is not None:
-        setattr(module, UNSTORED, set(getattr(module, UNSTORED)))
+        vars(module)[UNSTORED] = set(getattr(module, UNSTORED))

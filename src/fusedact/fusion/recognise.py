@@ -6,7 +6,7 @@ runs them, and which inputs its kernels take.
 
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,7 +33,22 @@ _HUGGING_FACE = {
     "ReLUSquaredActivation": "squared_relu",
 }
 _WIDENING = {"GELUTanh", "NewGELUActivation", "AccurateGELUActivation"}
-CALLABLES = types.FunctionType | types.BuiltinFunctionType | types.MethodDescriptorType
+
+
+class Method:
+    """The call of a tensor's method without arguments, as in `x.relu()`."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, input: Any) -> Any:
+        """Call it."""
+        return getattr(input, self.name)()
+
+
+CALLABLES = types.FunctionType | types.BuiltinFunctionType | types.MethodDescriptorType | Method
 _LAYERS = (nn.Linear, nn.Bilinear, _torch.CONVOLUTION, _torch.NORM, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 # Modules of exactly these classes give a new tensor that nobody else holds.
 FRESH = frozenset(cls for cls in vars(nn).values() if isinstance(cls, type) and issubclass(cls, _LAYERS))
@@ -45,7 +60,8 @@ DROPOUTS: dict[Any, dict[str, Any]] = {
 _Dropout, _dropout_forward, _f_dropout = nn.Dropout, nn.Dropout.forward, F.dropout
 _identity_forward, _sequential_forward = nn.Identity.forward, nn.Sequential.forward
 _function_modes, _global_hooks = _torch.function_modes, _torch.global_hooks
-_calls_alone, _is_bare = _torch.calls_alone, _torch.is_bare
+_hooks, _pre_hooks, _backward_hooks, _backward_pre_hooks = _global_hooks
+_calls_alone, _is_bare, _module_call = _torch.calls_alone, _torch.is_bare, _torch.module_call
 # Tests put others in their place.
 runs_kernels, by_kernels = dispatch.runs_kernels, dispatch.by_kernels
 
@@ -61,6 +77,9 @@ class Known:
         alone: what a module computes that has no parameters.
         holds: the module calls its attribute `act`, which may be another by now.
         widens: under autocast it returns float32, where its row doesn't.
+        space: the names among which the module's forward looks up its function, if it has one.
+        name: the function's.
+        function: what stands there.
     """
 
     row: Activation
@@ -69,21 +88,30 @@ class Known:
     alone: Bound | None = None
     holds: bool = False
     widens: bool = False
+    space: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
+    function: Any = None
 
 
 MODULES: dict[type, Known] = {}
 FUNCTIONS: dict[Callable[..., Any], Known] = {}
-METHODS: dict[str, Known] = {}  # of tensors, without arguments
+METHODS: dict[str, Method] = {}  # of tensors, by name
 
 
 def refresh() -> None:
-    """Read the rows again: activations may have been registered since."""
+    """Read the rows that have been registered since; what PyTorch's names stand for now isn't read again."""
     for row in own_rows():
-        if row is rows.IDENTITY:
+        if row is rows.IDENTITY or row.function in FUNCTIONS:
             continue
         if row.module is not None:
             alone = None if row.names else row.bind()
-            MODULES[row.module] = Known(row, row.module.forward, alone=alone)
+            forward = row.module.forward
+            names = forward.__code__.co_names if isinstance(forward, types.FunctionType) else ()
+            scope = vars(torch if "torch" in names else F) if row.name in names else {}
+            function = scope.get(row.name)
+            MODULES[row.module] = Known(
+                row, forward, alone=alone, space=scope, name=row.name, function=function
+            )
         FUNCTIONS[row.function] = Known(row)
         if not row.function.__module__.startswith("fusedact."):
             for space in (F, torch, Tensor):
@@ -91,11 +119,10 @@ def refresh() -> None:
                     function = getattr(space, row.name + suffix, None)
                     if function is not None and row.module is not None:
                         FUNCTIONS[function] = Known(row, None, bool(suffix))
-    METHODS.update(
-        (function.__name__, known)
-        for function, known in FUNCTIONS.items()
-        if getattr(function, "__objclass__", None) is not None and not known.row.names
-    )
+    for function, known in list(FUNCTIONS.items()):
+        if getattr(function, "__objclass__", None) is not None and not known.row.names:
+            method = METHODS.setdefault(function.__name__, Method(function.__name__))
+            FUNCTIONS[method] = known
 
 
 refresh()
@@ -138,9 +165,10 @@ def _bound(known: Known, module: Any, producer: Any) -> Bound | None:
     """What a module computes by its attributes."""
     own = module.__dict__
     if (
-        ("inplace" in own and own["inplace"] is not False and not is_fresh(producer))
-        or (known.widens and _torch.is_autocast())
+        (own.get("inplace", False) is not False and not is_fresh(producer))
+        or known.space.get(known.name) is not known.function
         or (known.holds and "act" in own and not _is_own(own["act"], module, known.row))
+        or (known.widens and _torch.is_autocast())
     ):
         return None
     if known.alone is not None:
@@ -154,8 +182,8 @@ def _bound(known: Known, module: Any, producer: Any) -> Bound | None:
 def _activation_function(
     callee: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], producer: Any
 ) -> Bound | None:
-    """The same for functions and the names of tensors' methods."""
-    known = METHODS.get(callee) if isinstance(callee, str) else _function(callee)
+    """The same for functions and tensors' methods."""
+    known = FUNCTIONS.get(callee) if isinstance(callee, CALLABLES) else None
     if known is None:
         return None
     given = _given(args, kwargs, {**dict(known.row.defaults), "inplace": False})
@@ -187,10 +215,6 @@ IDENTITY = rows.IDENTITY.bind()  # the activation that dropout alone is the drop
 NEW = object()  # the producer of an input that is new
 
 
-def _function(callee: Any) -> Known | None:
-    return FUNCTIONS.get(callee) if isinstance(callee, CALLABLES) else None
-
-
 def _is_own(function: Any, module: nn.Module, row: Activation) -> bool:
     """What one of Hugging Face's modules calls is what its constructor gave it."""
     if getattr(function, "__self__", None) is module:
@@ -207,8 +231,7 @@ def dropout(
         own = callee.__dict__
         p, training, inplace = own.get("p"), own["training"], own.get("inplace")
         if (
-            kwargs
-            or len(args) != 1
+            len(args) + len(kwargs) != 1
             or not _calls_alone(callee, _dropout_forward, only_look)
             or F.dropout is not _f_dropout
         ):
@@ -285,8 +308,14 @@ def fused(activated: Bound, x: Any, p: float, watchers: Watchers) -> Tensor | No
 
 def at_once(act: Any, producer: Any = None) -> Bound | None:
     """What an activation's module computes, if calling it runs nobody's code; `producer` as above."""
-    known = MODULES.get(type(act))
-    if known is None or type(act).forward is not known.forward or not _is_bare(act.__dict__):
+    cls = type(act)
+    known = MODULES.get(cls)
+    if (
+        known is None
+        or cls.forward is not known.forward
+        or cls.__call__ is not _module_call
+        or not _is_bare(act.__dict__)
+    ):
         return None
     return _bound(known, act, producer)
 
@@ -304,9 +333,13 @@ def dropped(drop: Any, activated: Bound, x: Any) -> Tensor | None:
         or not runs_kernels(x)
         or own.get("inplace") is not False
         or _Dropout.forward is not _dropout_forward
+        or _Dropout.__call__ is not _module_call
         or F.dropout is not _f_dropout
         or not _is_bare(own)
-        or any(_global_hooks)
+        or _hooks
+        or _pre_hooks
+        or _backward_hooks
+        or _backward_pre_hooks
         or _function_modes()
     ):
         return None

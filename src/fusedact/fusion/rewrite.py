@@ -12,7 +12,7 @@ import zlib
 from typing import Any, NamedTuple
 
 from .._torch import UNSTORED
-from .dataflow import Function, is_method
+from .dataflow import Function, argument, is_method
 from .pair import CHAIN, Calls
 from .source import LOCK, Method, compiled, find, originals
 
@@ -42,9 +42,10 @@ _STRENGTH = ("", "finish", "begin", "chain")
 
 def key(method: Method, index: int) -> str:
     """The name of a place in a module's code."""
-    if method.owner.__module__ == "torch.nn.modules.container":
+    function = method.function
+    if function.__module__ == "torch.nn.modules.container":
         return CHAIN
-    return f"{method.owner.__qualname__}.{method.name}:{index}"
+    return f"{function.__qualname__}:{function.__code__.co_firstlineno}:{index}"
 
 
 def changeable(method: Method) -> str:
@@ -52,11 +53,14 @@ def changeable(method: Method) -> str:
     if method.node is None:
         return f"the source of {method.owner.__name__}.{method.name} can't be read"
     function = Function(method.node)
-    stored = {n.id for n in function.names if not isinstance(n.ctx, ast.Load)}
-    if not method.self or method.self in stored | function.declared:
+    code = originals.get(method.function, method.function.__code__)
+    stored = {n.id for n in function.names if not isinstance(n.ctx, ast.Load)} | function.declared
+    selves = sum(isinstance(n, ast.arg) and n.arg == method.self for n in function.nodes)
+    if selves != 1 or method.self in stored:
         return f"{method.name} has no self to tell whether the module is fused"
+    variables = {*function.variables, *code.co_varnames, *code.co_cellvars, *code.co_freevars}
     if (
-        "getattr" in stored
+        variables & {"getattr", _CALLS}
         or "getattr" in method.function.__globals__
         or function.evaluates
         or function.declares
@@ -147,6 +151,7 @@ class _Rewriter(ast.NodeTransformer):
                     and (self._kind(act), self._kind(drop)) == ("begin", "finish")
                     and not isinstance(given, ast.Starred)
                     and self._is_part(drop.func)
+                    and not self.flow.is_rescued(two)
                     # What a `del` deletes must be there.
                     and not any(n.id == name and isinstance(n.ctx, ast.Del) for n in self.flow.names)
                 ):
@@ -164,6 +169,24 @@ class _Rewriter(ast.NodeTransformer):
                 return not name.startswith("__")
         return False
 
+    def visit(self, node: ast.AST) -> Any:
+        """Where a statement's error may be caught, the variables that it got then hold real values."""
+        held = []
+        if isinstance(node, ast.Assign | ast.AnnAssign | ast.Return | ast.Expr) and self.flow.is_rescued(
+            node
+        ):
+            given = [argument(call) for call in ast.walk(node) if call in self.roles]  # type: ignore[arg-type]
+            held = [each.id for each in given if isinstance(each, ast.Name)]
+        new = super().visit(node)
+        if not held:
+            return new
+        settle = "; ".join(f"{name} = {_CALLS}.settled({name})" for name in held)
+        rescue: Any = ast.parse(f"try: pass\nexcept: {settle}; raise").body[0]
+        for each in ast.walk(rescue):
+            ast.copy_location(each, node)
+        rescue.body = [new]
+        return rescue
+
     def visit_Call(self, call: ast.Call) -> ast.AST:
         self.generic_visit(call)
         if call not in self.roles:
@@ -180,7 +203,7 @@ class _Rewriter(ast.NodeTransformer):
                     callee, name = callee.value, [ast.Constant(callee.attr)]
                 return self._call(call, "pair", [first, at, self._part(callee), act, x, *name], [])
         if is_method(call):
-            callee, args = ast.Constant(callee.attr), [callee.value]
+            args, callee = [callee.value], self._call(callee, "method", [ast.Constant(callee.attr)], [])
         return self._call(call, kind, [at, self._part(callee), *args], call.keywords)
 
     def _part(self, callee: Any) -> ast.expr:

@@ -16,7 +16,7 @@ from torch import nn
 from .. import _torch
 from ..activations import Activation
 from . import recognise, rewrite
-from .dataflow import Function, argument, is_method
+from .dataflow import BETWEEN, Function, argument, is_method
 from .halves import Half, half_of, make_pair, touched
 from .pair import CHAIN, Key, calls_of
 from .source import Method, contents, find, methods
@@ -100,7 +100,8 @@ class Survey:
             for method in methods(type(module)):
                 for place in _Code(module, path, method, self).places():
                     # One that is found twice, alone and as a part of a longer chain, is fused if either is.
-                    key = id(place.module), place.key, place.pair
+                    apart = "" if isinstance(place.key, tuple) else place.reason
+                    key = id(place.module), place.key, place.pair, apart
                     if key not in self.places or not place.reason:
                         self.places[key] = place
         return self
@@ -116,7 +117,8 @@ class _Code:
         """The method's pairs; the survey's roles for them are set."""
         own = vars(self.module).get("forward") if self.method.name == "forward" else None
         own = getattr(own, "__wrapped__", own)
-        replaced = own is not None and getattr(own, "__self__", None) is not self.module
+        bound = getattr(own, "__self__", None), getattr(own, "__func__", None)
+        replaced = own is not None and bound != (self.module, type(self.module).forward)
         self.problem = "its forward was replaced" if replaced else rewrite.changeable(self.method)
         if self.method.node is None or replaced:
             # Code that can't be read may call the dropouts that it names.
@@ -153,6 +155,7 @@ class _Code:
             for second, other, path, problem in self._following(call):
                 if one is None or call in taken or not make_pair(one, other):
                     continue
+                problem = problem or self._looked_up(call, second)
                 reason = one.problem or other.problem or problem or self.problem
                 inplace = one.inplace or _asks_in_place(call, one)
                 producer = self._producer(call) if inplace else None
@@ -180,6 +183,15 @@ class _Code:
                 for second, other, path, problem in self._following(link.second):
                     yield second, other, [link.second, *path], link.problem or problem
 
+    def _looked_up(self, first: ast.Call, second: ast.Call) -> str:
+        """A property in the second call's statement is code that runs between the two."""
+        within = set(ast.walk(first))
+        looks = (n for n in ast.walk(self.flow.statement(second)) if isinstance(n, ast.Attribute))
+        found = (
+            inspect.getattr_static(type(self._value(n.value)), n.attr, None) for n in looks if n not in within
+        )
+        return BETWEEN if any(isinstance(each, property) for each in found) else ""
+
     def _producer(self, call: ast.Call) -> ast.Call | None:
         """The call of a layer that gives a call's input, if nothing else gets that."""
         links = (link for link in self.flow.links if link.second is call and not link.problem)
@@ -195,7 +207,7 @@ class _Code:
             parts = _parts(self._value(loop.iter)) if call in ast.walk(loop) else ()
             callee = parts[end][1] if parts else callee
         if is_method(call):
-            callee = getattr(torch.Tensor, call.func.attr)  # type: ignore[attr-defined]
+            callee = recognise.METHODS[call.func.attr]  # type: ignore[attr-defined]
         if given is None or getattr(given, "id", "") == self.method.self:
             return None
         links = self._opened(call)
@@ -240,7 +252,11 @@ class _Code:
                 scopes = cells, self.method.function.__globals__, vars(builtins)
                 return next((scope[name] for scope in scopes if name in scope), None)
             case ast.Attribute(value=base, attr=name):
+                private = name.startswith("__") and not name.endswith("__")
+                name = f"_{self.method.owner.__name__.lstrip('_')}{name}" if private else name
                 return _attribute(self._value(base), name)
+            case ast.Tuple(elts=each) | ast.List(elts=each):
+                return [self._value(one) for one in each]
             case ast.Subscript(value=base, slice=index):
                 value = self._value(base)
                 parts = _parts(value)
@@ -316,7 +332,8 @@ def _join(path: str, name: str) -> str:
 def _asks_in_place(call: ast.Call, half: Half) -> bool:
     flags = call.args[3:] if half.dropout else call.args  # F.dropout(input, p, training, inplace)
     by_position = any(isinstance(flag, ast.Constant) and flag.value is True for flag in flags)
-    return by_position or any(keyword.arg == "inplace" for keyword in call.keywords)
+    given = (keyword.value for keyword in call.keywords if keyword.arg == "inplace")
+    return by_position or any(getattr(flag, "value", None) is not False for flag in given)
 
 
 def _parts(value: Any) -> list[tuple[str, Any]]:
