@@ -57,14 +57,15 @@ _lookup, _any_lookup = nn.Module.__getattr__, object.__getattribute__
 
 
 def child(module: nn.Module, name: str) -> nn.Module | None:
-    """Return `module.name` if PyTorch's lookup finds a child; None if that may run the model's code."""
+    """Return `module.name` if PyTorch's lookup finds a child; None if that may run the model's code.
+
+    A child's name is no parameter's or buffer's: PyTorch sees to that.
+    """
     own, cls = module.__dict__, type(module)
     found: nn.Module | None = own["_modules"].get(name)
     if (
         found is None
         or name in own
-        or name in own["_parameters"]
-        or name in own["_buffers"]
         or cls.__getattr__ is not _lookup
         or cls.__getattribute__ is not _any_lookup
         or getattr(cls, name, _lookup) is not _lookup  # a class's attribute hides a child, even if None
