@@ -4,13 +4,13 @@ import contextlib
 import types
 
 import pytest
+import torch
 import torch.nn.functional as F
 from compare import X, assert_same, check
 from nets import Base
 from torch import nn
 
 from fusedact import fuse, fusion_report
-from fusedact.fusion import places
 
 
 class Twice(nn.Sequential):
@@ -90,6 +90,26 @@ class Shows:
             h = self.drop(h)
             return h + y
 
+    class ComprehensionBetween(Base):
+        """Its loop runs code of the list, which changes the activation's input."""
+
+        def forward(self, x):
+            class Rates(list):
+                def __iter__(self):
+                    h.mul_(2)
+                    return iter([0.3])
+
+            rates = Rates()
+            h = self.fc(x).detach()
+            return F.dropout(F.relu(h), [rate for rate in rates][0], self.training)  # noqa: C416, RUF015
+
+    class ArgumentNamedAsCalls(Base):
+        def forward(self, _fusedact):
+            return self.drop(self.act(self.fc(_fusedact)))
+
+    class OwnGetattr(Base):
+        forward = None  # below
+
     class ClassBody(Base):
         def forward(self, x):
             class Parts:
@@ -111,6 +131,16 @@ class Shows:
     class ArgumentNamedGetattr(Base):
         def forward(self, getattr):
             return self.drop(self.act(self.fc(getattr)))
+
+
+def _with(getattr):
+    def forward(self, x):
+        return self.drop(self.act(self.fc(x))) + getattr(self, "p")
+
+    return forward
+
+
+Shows.OwnGetattr.forward = _with(lambda module, name: 1.0)
 
 
 @pytest.mark.parametrize("cls", [c for c in vars(Shows).values() if isinstance(c, type)])
@@ -181,6 +211,36 @@ class Reported:
                 x = layer(x)
             return x
 
+    class LoopOverAList(Base):
+        want = 1, 0
+
+        def forward(self, x):
+            for layer in [self.fc, self.act, self.drop]:
+                x = layer(x)
+            return x
+
+    class PropertyBefore(Base):
+        """It is looked up before the first of the two calls."""
+
+        want = 1, 0
+
+        @property
+        def hidden(self):
+            return self.fc(X)
+
+        def forward(self, x):
+            return self.drop(self.act(self.hidden)) * x
+
+    class PrivateNames(Base):
+        want = 1, 0
+
+        def __init__(self):
+            super().__init__()
+            self.__one, self.__two = nn.ReLU(inplace=True), nn.Dropout(0.3)
+
+        def forward(self, x):
+            return self.__two(self.__one(self.fc(x)))
+
     class InputByName(Base):
         want = 1, 0
 
@@ -224,74 +284,63 @@ def test_forward_of_another_function():
     assert [pair.reason for pair in fusion_report(fuse(net)).left] == ["its forward was replaced"]
 
 
-class One(Base):
-    def forward(self, x):
-        return self.drop(self.act(self.fc(x)))
+def test_a_dropout_that_one_instance_lacks(kernels):
+    class Optional(Base):
+        def forward(self, x):
+            h = self.fc(x)
+            try:
+                h = self.act(h)
+                h = self.drop(h)
+            except TypeError:
+                pass
+            return h
+
+    fuse(Optional())
+    net = Optional()
+    net.drop = None
+    assert_same(net, fuse(net), X)
 
 
-class Other(Base):
-    forward = One.forward
+def test_a_hook_in_a_sequence_that_removes_itself(kernels):
+    def step(model):
+        kept = []
+
+        def hook(module, inputs, output):
+            kept.append(output)
+            handle.remove()
+
+        handle = model[0].register_forward_hook(hook)
+        torch.manual_seed(1)
+        return model(X) + kept[0]
+
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Dropout(0.3))
+    assert torch.equal(step(net), step(fuse(net)))
 
 
-class Watcher:
-    def __init__(self):
-        self.n = 0
+def test_another_call_of_a_module(kernels):
+    class Shifted(nn.Sequential):
+        def _call_impl(self, *args, **kwargs):
+            return super()._call_impl(*args, **kwargs) + 1
 
-    def wants(self, training):
-        return True
-
-    def computes(self, row, values):
-        self.row = row.name
-
-    def __call__(self, input, plan=None):
-        self.n += 1
-
-
-def test_a_watcher_of_a_function_of_two_classes(kernels):
-    fuse(One())
-    new, watcher = fuse(Other()), Watcher()
-    places(new)[0].watch(watcher)
-    new(X)
-    assert watcher.n == 1
-
-
-def test_places_of_calls_of_sequences(kernels):
     class Net(Base):
         def __init__(self):
             super().__init__()
-            self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(8, 8))
-            self.seq = nn.Sequential(nn.Dropout(0.3), nn.ReLU())
+            self.block = Shifted(nn.Linear(8, 8), nn.ReLU())
 
         def forward(self, x):
-            x = self.head(F.elu(x))
-            x = self.act(self.drop(self.fc(x)))
-            return self.seq(x)
+            return self.drop(self.block(x))
 
-    new = fuse(Net())
-    found = places(new)
-    assert [place.row.name for place in found] == ["elu", "relu", "relu"]
-    assert [place.activation for place in found] == [None, new.act, new.seq[1]]
-    assert [place.module for place in found] == [new.head, new, new.seq]
-    watchers = [Watcher() for _ in found]
-    for place, watcher in zip(found, watchers, strict=True):
-        place.watch(watcher)
-    new(X)
-    assert [watcher.n for watcher in watchers] == [1, 1, 1]
+    net = Net()
+    assert_same(net, fuse(net), X)
 
 
-class Two(One):
-    def forward(self, x):
-        return self.drop(self.leaky(super().forward(x)))
-
-
-def test_places_of_methods_of_one_name(kernels):
-    new = fuse(Two())
-    watchers = [Watcher() for _ in places(new)]
-    assert len(watchers) == 2
-    for place, watcher in zip(places(new), watchers, strict=True):
-        place.watch(watcher)
-    new(X)
-    assert [watcher.n for watcher in watchers] == [1, 1]
+@pytest.mark.parametrize("cls", [nn.ReLU, nn.Dropout])
+def test_a_call_replaced_for_all(kernels, monkeypatch, cls):
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Dropout(0.3))
+    new = fuse(net)
+    monkeypatch.setattr(cls, "__call__", lambda self, x: nn.Module.__call__(self, x) + 1)
+    assert_same(net, new, X)
+    assert not kernels
 
 
 def test_a_module_that_guards_its_attributes(kernels):

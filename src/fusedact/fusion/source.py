@@ -48,7 +48,6 @@ class Method:
 def methods(cls: type) -> Iterator[Method]:
     """The methods of a module class that calls of its instances may reach."""
     hidden: set[str] = set()
-    seen: set[types.FunctionType] = set()  # one function may have several names
     for owner in cls.__mro__:
         if owner is nn.Module or not issubclass(owner, nn.Module) or owner.__module__.startswith(_TOOLS):
             continue
@@ -57,8 +56,7 @@ def methods(cls: type) -> Iterator[Method]:
             # A base class's method of that name is reached only if this one names it.
             if method is None or name not in method.names:
                 hidden.add(name)
-            if method is not None and method.function not in seen:
-                seen.add(method.function)
+            if method is not None:
                 yield method
 
 
