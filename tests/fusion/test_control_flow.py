@@ -192,7 +192,7 @@ class Fused:
 
         def __init__(self):
             super().__init__()
-            self.numbered = {1: F.relu, 0: self.drop}
+            self.numbered = {1: F.leaky_relu, 0: self.drop}
 
 
 @pytest.mark.parametrize("cls", [cls for cls in vars(Fused).values() if isinstance(cls, type)])

@@ -95,7 +95,7 @@ class Shows:
 
         def forward(self, x):
             class Rates(list):
-                def __iter__(self):
+                def __iter__(rates):  # noqa: N805
                     h.mul_(2)
                     return iter([0.3])
 
