@@ -142,6 +142,14 @@ def test_plot(tmp_path):
     assert (plots / "run.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_no_plot_of_a_run_without_layers(tmp_path, capsys):
+    path, case = tmp_path / "run.json", {**LAYER, "kind": "monitor"}
+    path.write_text(json.dumps(content(benchmark(5e-6, backend="monitored", **case))))
+    report.main([str(path), "--plots", str(tmp_path / "plots")])
+    assert "ActivityMonitor" in capsys.readouterr().out
+    assert not (tmp_path / "plots").exists()
+
+
 def test_plots_without_matplotlib(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     (tmp_path / "run.json").write_text(json.dumps(results()))
