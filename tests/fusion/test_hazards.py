@@ -38,6 +38,20 @@ class Shows:
                 h = F.dropout(h, 1.5, self.training)
             return h
 
+    class GlobalInTry(Base):
+        """A name of another scope must stay one."""
+
+        def forward(self, x):
+            def block():
+                return self.drop(self.act(h))
+
+            h = self.fc(x)
+            try:
+                y = self.drop(self.act(X)) + block()
+            finally:
+                self.seen = 1
+            return y
+
     class LeavesALoop(Base):
         def forward(self, x):
             def leave(x):

@@ -180,6 +180,11 @@ class Function:
         """If `statement` raises an error, the function may go on."""
         return any(_rescues(each) for each in self._statements(statement) if each is not statement)
 
+    def is_set(self, name: ast.Name) -> bool:
+        """The code of the scope that `name` stands in sets that variable."""
+        stores = (n for n in self.names if n.id == name.id and not _is_read(n))
+        return name.id not in self.declared and any(self._scope(n) is self._scope(name) for n in stores)
+
     def _uses(self, name: str) -> int:
         return sum(n.id == name for n in self.names)
 

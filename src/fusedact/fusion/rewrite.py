@@ -37,6 +37,7 @@ class Change(NamedTuple):
 
 
 _roles: dict[types.FunctionType, dict[int, str]] = {}
+_SIMPLE = ast.Assign | ast.AnnAssign | ast.Return | ast.Expr
 _STRENGTH = ("", "finish", "begin", "chain")
 
 
@@ -172,11 +173,9 @@ class _Rewriter(ast.NodeTransformer):
     def visit(self, node: ast.AST) -> Any:
         """Where a statement's error may be caught, the variables that it got then hold real values."""
         held = []
-        if isinstance(node, ast.Assign | ast.AnnAssign | ast.Return | ast.Expr) and self.flow.is_rescued(
-            node
-        ):
-            given = [argument(call) for call in ast.walk(node) if call in self.roles]  # type: ignore[arg-type]
-            held = [each.id for each in given if isinstance(each, ast.Name)]
+        if isinstance(node, _SIMPLE) and self.flow.is_rescued(node):
+            given = [argument(n) for n in ast.walk(node) if isinstance(n, ast.Call) and n in self.roles]
+            held = [each.id for each in given if isinstance(each, ast.Name) and self.flow.is_set(each)]
         new = super().visit(node)
         if not held:
             return new
