@@ -1,5 +1,6 @@
 """The report: table, lookup, advice, plot."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -208,3 +209,13 @@ def test_plot_without_finite_activity(value):
         model[1](torch.full((5, 12), value))
     monitor.plot()
     assert not only(monitor.report()).dormant.any()
+
+
+def test_layers_that_were_not_called():
+    model = nn.Sequential(FusedReLUDropout(), nn.ReLU())
+    with ActivityMonitor(model, mode="train") as monitor:
+        model.eval()(torch.ones(2, 3))
+        copy.deepcopy(model).train()(torch.ones(2, 3))
+        report = monitor.report()
+    assert report.silent == ("0", "1")
+    assert "Not called in this window: 0, 1. Run the model itself, not a copy" in str(report)
