@@ -28,8 +28,8 @@ def table(rows: Sequence[Row], bits: Sequence[Row]) -> str:
     same = sum(all(row["same"].values()) for row in bits)
     calls = sum(sum(row["ran_fused"].values()) for row in bits)
     largest = max(row["difference"] for row in bits)
-    others = f" The others differ by {largest:.0e} of a tensor's largest value at most." if largest else ""
+    others = f" The largest difference was {largest:.0e} of a tensor's largest value." if largest else ""
     return "\n".join(lines) + (
         f"\n\nOn the CPU {len(bits)} small models ran with values, forward and backward, in both modes.\n"
-        f"Fused calls: {calls}. {same} models had the plain model's bits.{others}"
+        f"Fused calls: {calls}. In {same} models all bits were the plain model's.{others}"
     )

@@ -92,7 +92,7 @@ def test_bits(monkeypatch):
     row = running.compare_bits(model, 60)
     assert [way for way, same in row["same"].items() if not same] == ["composed, training"]
     assert 0 < row["difference"] < 1e-5
-    assert "The plain model's bits had 0. The others differ by" in table.table([], [row])
+    assert "In 0 models all bits were the plain model's. The largest difference was" in table.table([], [row])
 
 
 @pytest.mark.filterwarnings("ignore")
