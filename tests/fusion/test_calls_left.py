@@ -230,6 +230,16 @@ class Left:
             h = self.fc(x) * 2
             return F.relu(F.dropout(h, self.p, self.training, True)) + h
 
+    class InPlaceAfterInputsByName(Base):
+        reason = "works in place, on a tensor that others may read"
+
+        def __init__(self):
+            super().__init__()
+            self.both = nn.Bilinear(8, 8, 8)
+
+        def forward(self, x):
+            return self.drop(self.inplace(self.both(input1=x, input2=x)))
+
     class InPlaceOfAView(Base):
         reason = "works in place, on a tensor that others may read"
 

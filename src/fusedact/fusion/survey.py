@@ -194,8 +194,9 @@ class _Code:
 
     def _producer(self, call: ast.Call) -> ast.Call | None:
         """The call of a layer that gives a call's input, if nothing else gets that."""
-        links = (link for link in self.flow.links if link.second is call and not link.problem)
-        return next((each.first for each in links if recognise.is_fresh(self._value(each.first.func))), None)
+        firsts = (link.first for link in self.flow.links if link.second is call and not link.problem)
+        firsts = (first for first in firsts if argument(first) is not None)
+        return next((first for first in firsts if recognise.is_fresh(self._value(first.func))), None)
 
     def _role(self, node: ast.AST, kind: str) -> None:
         rewrite.add_role(self.roles, self.index[node], kind)
@@ -234,9 +235,11 @@ class _Code:
         code.flow = function(method.node)
         halves = (code._half(call, end, deep=False) for call in code.flow.outer[end])
         found = next((half for half in halves if half and not half.identity), None)
+        if found is None:
+            return None
         problem = touched(callee) if callee is module else ""
-        problem = problem or f"{found and found.text} is called in another method, {owner.__name__}.{name}"
-        return replace(found, problem=problem, elsewhere=True) if found else None
+        problem = problem or f"{found.text} is called in another method, {owner.__name__}.{name}"
+        return replace(found, problem=problem, elsewhere=True)
 
     def _text(self, call: ast.Call) -> str:
         return f".{call.func.attr}" if is_method(call) else ast.unparse(call.func)  # type: ignore[attr-defined]
