@@ -86,8 +86,9 @@ class Function:
         loops = [n for n in body if isinstance(n, ast.For) and self._is_chain(n)]
         variables = [n.target.id for n in loops]  # type: ignore[attr-defined]
         # Nobody else reads what a loop's variable holds, which it has twice.
-        used = {name: 2 * variables.count(name) == self._uses(name) for name in variables}
-        self.loops = [loop for loop, name in zip(loops, variables, strict=True) if used[name]]
+        names = [n.id for n in self.names]
+        alone = [2 * variables.count(name) == names.count(name) for name in variables]
+        self.loops = [loop for loop, is_alone in zip(loops, alone, strict=True) if is_alone]
 
     def _sources(self, user: ast.AST, value: ast.expr | None) -> Iterator[tuple[ast.Call, str]]:
         """The calls whose result is `value`, which `user` gets: a call, or a statement."""
@@ -121,9 +122,7 @@ class Function:
             targets = store.targets if isinstance(store, ast.Assign) else [getattr(store, "target", None)]
             value = store.value if isinstance(store, ast.Assign | ast.AnnAssign) else None
             if value is not None and name in (getattr(target, "id", None) for target in targets):
-                near = (
-                    store is above and isinstance(user, ast.Call) and isinstance(value, ast.Call | ast.IfExp)
-                )
+                near = store is above and isinstance(value, ast.Call | ast.IfExp)
                 problem = "" if near and self._comes_first(user, statement) else BETWEEN
                 if len(targets) > 1 or self._is_used_again(name, statement):
                     problem = AGAIN
@@ -184,9 +183,6 @@ class Function:
         """The code of the scope that `name` stands in sets that variable."""
         stores = (n for n in self.names if n.id == name.id and not _is_read(n))
         return name.id not in self.declared and any(self._scope(n) is self._scope(name) for n in stores)
-
-    def _uses(self, name: str) -> int:
-        return sum(n.id == name for n in self.names)
 
     def _comes_first(self, call: ast.AST, statement: ast.stmt) -> bool:
         """`statement` runs `call` exactly once, and no call before it."""

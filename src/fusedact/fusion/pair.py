@@ -110,7 +110,8 @@ class Calls:
     def pair(self, first: Key, key: Key, drop: Any, act: Any, x: Any, name: str = "", /) -> Any:
         """`drop(act(x))`: a `finish` on a `begin`, as most pairs are, without what others need.
 
-        With a name it is `h = act(x)` and `drop.name(h)` in two statements: `act` runs before that look-up.
+        With a name it is `h = act(x)` and `drop.name(h)` in two statements. If `act` has to run as it is
+        written, it runs before that look-up.
         """
         activated = None if self.watchers else at_once(act)
         if activated is not None:

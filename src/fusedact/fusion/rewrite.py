@@ -144,13 +144,12 @@ class _Rewriter(ast.NodeTransformer):
         for one, two in list(itertools.pairwise(block)):
             match one, two:
                 case (
-                    ast.Assign([ast.Name(name)], ast.Call(_, [given], []) as act),
+                    ast.Assign([ast.Name(name)], ast.Call(_, [_], []) as act),
                     ast.Assign(value=ast.Call(_, [ast.Name(passed)], []) as drop)
                     | ast.Return(ast.Call(_, [ast.Name(passed)], []) as drop),
                 ) if (
                     passed == name
                     and (self._kind(act), self._kind(drop)) == ("begin", "finish")
-                    and not isinstance(given, ast.Starred)
                     and self._is_part(drop.func)
                     and not self.flow.is_rescued(two)
                     # What a `del` deletes must be there.
@@ -195,7 +194,7 @@ class _Rewriter(ast.NodeTransformer):
         args, at = call.args, ast.Constant(key(self.method, index))
         match args:
             case [ast.Call(ast.Attribute(ast.Name(calls), "begin"), [first, act, x], [])] if (
-                kind == "finish" and calls == _CALLS and not call.keywords and not isinstance(x, ast.Starred)
+                kind == "finish" and calls == _CALLS and not call.keywords
             ):
                 name = []
                 if call in self.joined:
