@@ -4,15 +4,14 @@
 
 A pair is written in three ways: `self.drop(self.act(x))`, the same in two statements, and in an
 `nn.Sequential`. Each is called in three models: the plain one, the one that `fuse` returned, and one with the
-fused module in the pair's place. The stubs of `benchmarks.host_time` stand in for the GPU, so the host time
-of a forward of 8 elements is measured. The pair and the module take turns in short rounds, so that some
-rounds are undisturbed. The fastest round counts.
+fused module in the pair's place. Measured is a forward, as by `benchmarks.host_time`, on a GPU or a simulated
+one.
 """
 
 import argparse
-import itertools
+import copy
+import functools
 import json
-import timeit
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,11 @@ import torch
 from torch import Tensor, nn
 
 import fusedact
-from benchmarks.host_time import passing_for_a_gpu
+from benchmarks.host_time import CALLS, N, fastest, needed_gpu, on_one_core
 from benchmarks.machine import versions
 from fusedact import rows
 
 LIMIT = 1.5  # us, of a pair over the fused module
-CALLS = 20  # per round
 
 
 class _Nested(nn.Module):
@@ -74,25 +72,15 @@ def _models(activation: type[nn.Module], fused: type[nn.Module]) -> dict[str, tu
     }
 
 
-def microseconds(models: dict[str, nn.Module], rounds: int) -> dict[str, float]:
-    """Per call of each, in the fastest round."""
-    x = torch.randn(8, requires_grad=True)
-    times = dict.fromkeys(models, float("inf"))
-    for _, (name, model) in itertools.product(range(rounds), models.items()):
-        now = timeit.timeit(lambda: model(x), number=CALLS)  # noqa: B023
-        times[name] = min(times[name], now / CALLS * 1e6)
-    return times
-
-
 def measure(rounds: int) -> list[dict[str, Any]]:
     """One row per activation and way: microseconds per call of each of the three."""
+    x = torch.ones(N, device=needed_gpu(), requires_grad=True)
     measured = []
     for name, (activation, fused) in _FOUND.items():
         for way, (written, module) in _models(activation, fused).items():
-            times = microseconds({"eager": written}, rounds)
-            with passing_for_a_gpu():
-                times |= microseconds({"pair": fusedact.fuse(written), "module": module}, rounds)
-            measured.append({"activation": name, "written": way, **times})
+            models = {"eager": written, "pair": fusedact.fuse(copy.deepcopy(written)), "module": module}
+            calls = {name: functools.partial(model, x) for name, model in models.items()}
+            measured.append({"activation": name, "written": way, **fastest(calls, rounds)})
     return measured
 
 
@@ -121,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw results to FILE")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
+    on_one_core()
     measured = measure(options.rounds)
     print(table(measured))
     if options.json:

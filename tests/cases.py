@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import fusedact
 from fusedact import autograd, masks, rows
 from fusedact.activations import ROWS, Activation, Saves, own_rows
+from fusedact.kernels import launch
 from fusedact.kernels.configuration import LaunchConfiguration, configure
 from fusedact.masks.generator import PhiloxState
 from fusedact.masks.plan import RNGS, Plan, eager_plan, fast_plan, used_probability
@@ -176,6 +177,13 @@ def configured(
     )
     assert result is not None
     return result
+
+
+def forward_bits(configuration: LaunchConfiguration, x: Tensor, y: Tensor, state: PhiloxState) -> Tensor:
+    """The packed bits of a launch, which writes `y` too."""
+    bits = torch.empty(configuration.bits_shape, dtype=torch.int32, device=x.device)
+    launch.forward(configuration, x, y, state, bits)
+    return bits
 
 
 def fused(

@@ -82,14 +82,11 @@ def compiled(case: Case, dtype: Dtype, target: str) -> Any:
     unit = bool(row.parameters) and row.parameters[0].default == 1  # as with PyTorch's own defaults
     if case.kernel == "forward":
         function = dropout.forward_kernel
-        constants = configuration.forward_constants(row, dtype.torch, plan, unit, in_graphs=False)
-        constants["signs_ptr"] = None
+        constants = configuration.forward_constants(row, dtype.torch, plan, unit, False, False)
     else:
         function = dropout.backward_kernel
         from_output = case.kernel == "backward_from_output"
         constants = configuration.backward_constants(row, dtype.torch, plan, unit, from_output)
-        if not _reads_saved(case):
-            constants["saved_ptr"] = None
     options = {name: constants.pop(name) for name in tuple(constants) if name not in function.arg_names}
     # As on that GPU, and not on this machine.
     constants["PACKED"] = not amd and configuration.packs_on(divmod(int(target[3:]), 10))

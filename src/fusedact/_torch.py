@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 # None on a build without CUDA.
 current_device: Callable[[], int] | None = getattr(torch._C, "_cuda_getDevice", None)
 current_stream: Callable[[int], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+is_capturing: Callable[[], bool] | None = getattr(torch._C, "_cuda_isCurrentStreamCapturing", None)
 
 tracing_state: Callable[[], Any] = torch._C._get_tracing_state
 in_transforms: Callable[[], bool] = torch._C._are_functorch_transforms_active
@@ -143,7 +144,11 @@ def constant_to_compilers(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def quick_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """Return `function.apply` without its support of functorch, which takes a microsecond."""
+    """Return `function.apply` without its support of functorch, and let autograd call backward directly.
+
+    Each saves about a microsecond.
+    """
+    function._backward_cls.apply = function.backward  # type: ignore[attr-defined]
     apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
     return apply
 
@@ -151,9 +156,11 @@ def quick_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
 _empty_on_gpu: Any = getattr(torch._C._dynamo.guards, "_empty_strided_cuda", None)
 
 
-def empty_int32(shape: tuple[int, ...], stride: tuple[int, ...], like: Tensor) -> Tensor:
-    """Return an int32 tensor on `like`'s device, which must be the current one, as Inductor's code does."""
-    if like.is_cuda and _empty_on_gpu is not None:
-        result: Tensor = _empty_on_gpu(shape, stride, torch.int32)
-        return result
-    return torch.empty_strided(shape, stride, dtype=torch.int32, device=like.device)
+def allocator(like: Tensor) -> Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], Tensor]:
+    """Return a function `empty(shape, stride, dtype)` that allocates on `like`'s device.
+
+    On the current GPU it is the one that Inductor's code calls, in half the time of `torch.empty_strided`.
+    """
+    if like.is_cuda and _empty_on_gpu is not None and current_device() == like.get_device():  # type: ignore[misc]
+        return _empty_on_gpu  # type: ignore[no-any-return]
+    return lambda shape, stride, dtype: torch.empty_strided(shape, stride, dtype=dtype, device=like.device)

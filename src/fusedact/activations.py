@@ -146,14 +146,13 @@ class Activation:
     backward: Any = None
     names: tuple[str, ...] = field(init=False)  # of the parameters
     defaults: tuple[tuple[str, Any], ...] = field(init=False)  # by name
-    numeric: bool = field(init=False)  # every finite number is allowed
+    # The latest value of a single parameter and its result, since binding runs at every call.
+    _latest: tuple[Any, Bound | None] = field(init=False, repr=False, default=(None, None))
 
     def __post_init__(self) -> None:
         self._check_parameters()
         object.__setattr__(self, "names", tuple(parameter.name for parameter in self.parameters))
         object.__setattr__(self, "defaults", tuple((p.name, p.default) for p in self.parameters))
-        numeric = self.rule is None and all(parameter.choices is None for parameter in self.parameters)
-        object.__setattr__(self, "numeric", numeric)
 
     def _check_parameters(self) -> None:
         given = self.parameters
@@ -181,12 +180,16 @@ class Activation:
         Raises:
             ValueError: a value is not a finite number, not one of the choices, or against the row's rule.
         """
-        if self.numeric:
-            for value in values:
-                if type(value) is not float or not -inf < value < inf or not value:
-                    break
-            else:  # the usual case, kept short since it runs at every call
-                return Bound(self, values)  # type: ignore[arg-type]
+        if torch.compiler.is_compiling():  # a compiler must not depend on the latest call
+            return self._bind(values)
+        latest, bound = self._latest
+        if len(values) != 1 or values[0] is not latest or bound is None:
+            bound = self._bind(values)
+            if len(values) == 1 and type(values[0]) in (float, int, str):
+                object.__setattr__(self, "_latest", (values[0], bound))
+        return bound
+
+    def _bind(self, values: tuple[float | str, ...]) -> Bound:
         row, numbers = self, []
         for parameter, value in zip(self.parameters, values, strict=True):
             if parameter.choices is None:

@@ -17,6 +17,8 @@ from .watcher import Counter
 # Looked up once, since every call uses them and a lookup takes host time.
 _empty_like = torch.empty_like
 _grad_enabled = torch.is_grad_enabled
+_in_transforms, _is_batched, _is_zero = _torch.in_transforms, _torch.is_batched, _torch.is_zero
+_int32 = torch.int32
 
 
 class _Call(NamedTuple):
@@ -75,7 +77,7 @@ def is_dense(input: Tensor) -> bool:
 def ordered_as(input: Tensor, stride: Sequence[int] | None) -> Tensor:
     """Return `input` if it has that stride (None: contiguous) and real memory, else a copy that has both."""
     ordered = input.is_contiguous() if stride is None else input.stride() == tuple(stride)
-    if ordered and not input.is_neg() and not _torch.is_zero(input):
+    if ordered and not input.is_neg() and not _is_zero(input):
         return input
     if stride is None:
         return torch.empty_like(input, memory_format=torch.contiguous_format).copy_(input)
@@ -88,58 +90,53 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, call: _Call) -> Tensor:
         configuration = call.configuration
-        y = x if call.inplace else _empty_like(x)
-        kept = launch.forward(configuration, x, y, call.state)
-        if kept.signs is not None:
-            for count in call.counters:
-                count(kept.signs)
+        empty = _torch.allocator(x)
+        y = x if call.inplace else empty(tuple(x.shape), x.stride(), x.dtype)
+        shape, stride = configuration.bits_shape, configuration.bits_stride
+        bits = empty(shape, stride, _int32)
+        signs = empty(shape, stride, _int32) if configuration.stores_signs else None
+        launch.forward(configuration, x, y, call.state, bits, signs)
+        for count in call.counters:
+            count(bits if signs is None else signs)
         if call.inplace:
             ctx.mark_dirty(x)
         if configuration.saves_input:
-            ctx.save_for_backward(kept.bits, x)
+            ctx.save_for_backward(bits, x)
         elif configuration.saves_output:
-            ctx.save_for_backward(kept.bits, y)
+            ctx.save_for_backward(bits, y)
         else:
-            ctx.save_for_backward(kept.bits)
+            ctx.save_for_backward(bits)
         ctx.call = call  # one attribute in place of five, since each assignment takes host time
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         call = ctx.call
-        saved = _saved(call, dy, *ctx.saved_tensors)
+        configuration, stride = call.configuration, call.stride
+        bits, value = (*ctx.saved_tensors, None)[:2]
+        bits = _as_saved(bits, dy, _int32, configuration.bits_shape, None)
+        if value is not None:
+            value = _as_saved(value, dy, dy.dtype, dy.shape, stride)
         if (
             _grad_enabled()  # under create_graph=True
-            or _torch.in_transforms()
-            or _torch.is_batched(dy)  # is_grads_batched=True
+            or _in_transforms()
+            or _is_batched(dy)  # is_grads_batched=True
         ):
-            return _composed_backward(call, dy, saved), None
-        return _backward(call, dy, saved), None
+            return _composed_backward(call, dy, bits, value), None
+        dy = ordered_as(dy, stride)
+        dx = _torch.allocator(dy)(tuple(dy.shape), dy.stride(), dy.dtype)
+        if not launch.backward(configuration, dy, value, bits, dx):
+            return _composed_backward(call, dy, bits, value), None
+        return dx, None
 
 
 _apply = _torch.quick_apply(_Fused)
 
 
-class _Saved(NamedTuple):
-    """The tensors that forward saved, in their original layout, which saved-tensor hooks may have changed.
-
-    Attributes:
-        bits: the packed bits.
-        value: the input or the output, if backward reads it.
-    """
-
-    bits: Tensor
-    value: Tensor | None
-
-
-def _saved(call: _Call, dy: Tensor, bits: Tensor, value: Tensor | None = None) -> _Saved:
-    bits = _as_saved(bits, dy, torch.int32, call.configuration.bits_shape, None)
-    return _Saved(bits, value if value is None else _as_saved(value, dy, dy.dtype, dy.shape, call.stride))
-
-
 def _as_saved(
     tensor: Tensor, dy: Tensor, dtype: torch.dtype, shape: tuple[int, ...], stride: Sequence[int] | None
 ) -> Tensor:
+    """Return a tensor that forward saved, in its layout there, which saved-tensor hooks may have changed."""
     if tensor.dtype is not dtype or tensor.get_device() != dy.get_device() or tensor.shape != shape:
         wanted = f"a tensor of shape {tuple(shape)}, {dtype}, on {dy.device}"
         raise RuntimeError(
@@ -150,21 +147,16 @@ def _as_saved(
     return ordered_as(tensor, stride)
 
 
-def _backward(call: _Call, dy: Tensor, saved: _Saved) -> Tensor:
-    dy = ordered_as(dy, call.stride)
-    dx = _empty_like(dy)
-    if not launch.backward(call.configuration, dy, saved.value, saved.bits, dx):
-        return _composed_backward(call, dy, saved)
-    return dx
+def _composed_backward(call: _Call, dy: Tensor, bits: Tensor, value: Tensor | None) -> Tensor:
+    """Compute the gradient in PyTorch's operations, for second derivatives and batched gradients.
 
-
-def _composed_backward(call: _Call, dy: Tensor, saved: _Saved) -> Tensor:
-    """Compute `_backward`'s result in PyTorch's operations, for second derivatives and batched gradients."""
+    `value` is the saved input or output, if backward reads it.
+    """
     configuration, stride = call.configuration, call.stride
     row, values, p, plan = configuration.row, configuration.values, configuration.p, configuration.plan
     keep, *flags = (
         plane.view(dy.shape) if stride is None else torch.as_strided(plane, dy.shape, stride)
-        for plane in unpack(saved.bits, dy.shape.numel(), plan)
+        for plane in unpack(bits, dy.shape.numel(), plan)
     )
     if torch.is_grad_enabled() and not dy.requires_grad:
         # So that the second derivative is 0, as in eager mode, and not None.
@@ -174,7 +166,6 @@ def _composed_backward(call: _Call, dy: Tensor, saved: _Saved) -> Tensor:
         dy = dy.float()  # rounded once, at the end
     scale = scales(p, stored is torch.float64)
     dx: Tensor
-    value = saved.value
     if value is not None and configuration.saves_output:
         assert row.from_output is not None
         output = value.to(dy.dtype) / scale.forward

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 DTYPES = plans.DTYPES
 # Looked up once, since every call uses them and a lookup takes host time.
 _is_compiling = torch.compiler.is_compiling
-_is_capturing = torch.cuda.is_current_stream_capturing
+_is_capturing = _torch.is_capturing
 _strided = torch.strided
 _current_device = _torch.current_device
 _tracing_state = _torch.tracing_state
 _in_transforms = _torch.in_transforms
 _forward_ad = torch.autograd.forward_ad
+_is_dense = torch.ops.aten.is_non_overlapping_and_dense.default
 
 
 def activation_dropout(
@@ -84,9 +85,10 @@ def by_kernels(
 
     The caller has checked `runs_kernels(input)` and `0 < p < 1`, and that all watchers want this call.
     """
-    if _current_device() != input.get_device():  # type: ignore[misc]
+    device = input.get_device()
+    if _current_device() != device:  # type: ignore[misc]
         # The code below uses the current GPU's capture state and stream.
-        with torch.cuda.device(input.get_device()):
+        with torch.cuda.device(device):
             return by_kernels(row, input, values, p, inplace, rng, watchers)
     if row.widens and _torch.is_widened(input):
         result = by_kernels(row, input.float(), values, p, False, rng, watchers)
@@ -95,12 +97,12 @@ def by_kernels(
     if row.saves is Saves.MASK and rng == "eager" and not input.is_neg():
         # Without an activation, PyTorch's mask depends on the alignment and layout of the caller's memory.
         # PyTorch copies a negated view first.
-        address, dense = input.data_ptr(), torch.ops.aten.is_non_overlapping_and_dense.default(input)
+        address, dense = input.data_ptr(), input.is_contiguous() or _is_dense(input)
         alignment = min(16, address & -address) if dense else 1
     configuration = configured(
         row,
         input.dtype,
-        input.device,
+        device,
         input.numel(),
         values,
         p,
@@ -111,13 +113,13 @@ def by_kernels(
     )
     if configuration is None:
         return None
-    if _is_capturing():
+    if _is_capturing():  # type: ignore[misc]
         differentiable = input.requires_grad and torch.is_grad_enabled()
-        if not launches().ready_to_capture(configuration, input.get_device(), differentiable):
+        if not launches().ready_to_capture(configuration, device, differentiable):
             return None
-        state = generator.reserve_in_capture(input.get_device(), configuration.plan)
+        state = generator.reserve_in_capture(device, configuration.plan)
     else:
-        state = generator.reserve(input.get_device(), configuration.plan)
+        state = generator.reserve(device, configuration.plan)
     counters = _counters(watchers, input, configuration) if watchers else ()
     return _autograd().fused(input, configuration, state, inplace, counters)  # type: ignore[no-any-return]
 
@@ -126,7 +128,7 @@ def by_kernels(
 def configured(
     row: Activation,
     dtype: torch.dtype,
-    device: torch.device,
+    device: int,
     n: int,
     values: tuple[float, ...],
     p: float,

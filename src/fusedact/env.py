@@ -67,7 +67,7 @@ def describe(device: torch.device) -> str:
         return device.type
     properties = torch.cuda.get_device_properties(device)
     capability = f"compute capability {properties.major}.{properties.minor}"
-    multiprocessors, threads = plans.processors(device)
+    multiprocessors, threads = plans.processors(device.index)
     return f"{properties.name}, {capability}, {multiprocessors} multiprocessors of {threads} threads"
 
 
@@ -159,7 +159,7 @@ def check_masks(device: torch.device) -> str:
     """
     for dtype in dispatch.DTYPES:
         drawn = draw(device, dtype)
-        gpu = plans.processors(device)
+        gpu = plans.processors(device.index)
         keep = eager_mask(_ELEMENTS, _P, dtype, drawn.seed, drawn.before, *gpu)
         increment = plans.eager_plan(_ELEMENTS, dtype.itemsize, *gpu).increment
         if not torch.equal(drawn.keep, keep) or drawn.after != drawn.before + increment:

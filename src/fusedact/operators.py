@@ -92,7 +92,7 @@ def _forward(
         configuration = _configured(activation, x.dtype, x.numel(), tuple(values), p, rng, watched)
         stored = signs if configuration.stores_signs else None
         state = PhiloxState(0, 0, (seed, offset))
-        launch.forward_into(configuration, ordered_as(x, y.stride()), y, state, bits, stored)
+        launch.forward(configuration, ordered_as(x, y.stride()), y, state, bits, stored)
     return y, bits, signs
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from .activations import Activation
 from .masks.plan import Plan
 
-# Counts from a call's signs after the launch that writes them; see `kernels.launch.Kept`.
+# Counts from a call's signs after the launch that writes them; see `kernels.launch.forward`.
 Counter = Callable[[Tensor], None]
 
 

@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from cases import DTYPES, EVERY, activations, eager_modules, fused_module, public, values
 from torch import nn
 
@@ -310,6 +311,23 @@ def test_a_changed_parameter_counts(activation):
             with pytest.raises(ValueError, match=f"{parameter.name}='high'"):
                 one(x)
             setattr(one, parameter.name, 0.3)
+
+
+def test_a_parameter_that_is_changed_in_its_place_counts():
+    slope, x = torch.tensor(0.1), torch.linspace(-4, 4, 200)
+    one = FusedLeakyDropout(negative_slope=slope).eval()
+    assert torch.equal(one(x), F.leaky_relu(x, 0.1))
+    slope.fill_(0.5)
+    assert torch.equal(one(x), F.leaky_relu(x, 0.5))
+
+
+def test_other_layers_parameters_cause_no_recompilation():
+    x = torch.linspace(-4, 4, 200)
+    compiled = torch.compile(FusedLeakyDropout(negative_slope=0.1).eval(), backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), F.leaky_relu(x, 0.1))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        FusedLeakyDropout(negative_slope=0.2)(x)
+        assert torch.equal(compiled(x), F.leaky_relu(x, 0.1))
 
 
 @activations

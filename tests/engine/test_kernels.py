@@ -15,6 +15,7 @@ from cases import (
     bytes_kept,
     configured,
     dtypes,
+    forward_bits,
     fused,
     make_plan,
     mask,
@@ -196,7 +197,7 @@ def test_bytes_that_a_net_of_three_layers_keeps(device):
 def test_packed_bits(activation, rng, n, device):
     x = torch.randn(n, device=device)
     configuration = configured(activation, x, 0.3, rng)
-    bits = launch.forward(configuration, x, torch.empty_like(x), PhiloxState(SEED, OFFSET)).bits
+    bits = forward_bits(configuration, x, torch.empty_like(x), PhiloxState(SEED, OFFSET))
     keep = mask(x, 0.3, rng=rng)
     expected = {
         Saves.ONE_BIT: [keep & (x > 0)],
@@ -256,7 +257,14 @@ def test_in_place_with_a_negative_alpha_keeps_the_input(device, monkeypatch):
     monkeypatch.setattr(plans, "processors", lambda device: PROCESSORS)
     for alpha in (-1.0, 1e38, 0.0, 1.0):
         configuration = dispatch.configured.__wrapped__(
-            rows.ELU, torch.float16, torch.device(device), 64, (alpha,), 0.5, "fast", from_output=True
+            rows.ELU,
+            torch.float16,
+            torch.ones(1, device=device).get_device(),
+            64,
+            (alpha,),
+            0.5,
+            "fast",
+            from_output=True,
         )
         assert configuration.saves_output == (alpha in (0.0, 1.0))
         assert configuration.saves_input == (not configuration.saves_output)
@@ -319,7 +327,7 @@ def test_positions_past_2_to_the_31(activation, rng, vec, device, monkeypatch):
     x[here] = torch.randn(4096).half()
     y[here] = torch.nan
     configuration = configured(activation, x, 0.3, rng, plan)._replace(grid=(programs, 1, 1))
-    bits = launch.forward(configuration, x, y, PhiloxState(SEED, OFFSET)).bits
+    bits = forward_bits(configuration, x, y, PhiloxState(SEED, OFFSET))
 
     e = torch.arange(here.start, here.stop)
     p = configuration.p
@@ -333,7 +341,7 @@ def test_positions_past_2_to_the_31(activation, rng, vec, device, monkeypatch):
 
     dx = torch.empty_like(x)
     dx[here] = torch.nan
-    launch.backward(configuration, x, x, bits, dx)
+    launch.backward(configuration, x, x if activation.saves is Saves.INPUT else None, bits, dx)
     expected = composition.backward(activation, x[here], values(activation), p, keep, x[here])
     torch.testing.assert_close(dx[here], expected, rtol=0, atol=4e-3)
 

@@ -213,7 +213,7 @@ x = torch.empty(2**20, dtype=torch.bfloat16)
 bits, tally = torch.empty(2**16, dtype=torch.int32), Tally.zeros(16, "cpu")
 
 def show(kernel, grid, *arguments):
-    compiled = kernel._function.warmup(*arguments, grid=grid, **kernel._constants)
+    compiled = kernel._function.warmup(*kernel._all(arguments), grid=grid, **kernel._options)
     loads = set(re.findall(r"ld[.]global[.](\S*)", compiled.asm["ptx"]))
     spills = sass.binary(compiled).spill_bytes
     print(kernel._function.__name__, f"{spills} spilled", *loads, f"shared {compiled.metadata.shared}")
@@ -227,8 +227,8 @@ for row in (rows.RELU, rows.LEAKY_RELU, rows.ELU):
             show(found.kernel, found.grid, x, *tally, *found.before, 1, *found.after)
     for plan in (eager_plan(2**20, 2, 132, 2048), fast_plan(2**20, 2)):
         c = configure(row, x.dtype, 2**20, values, 0.5, plan, watched=True)
-        signs = bits if c.stores_signs else None
-        show(c.forward, c.grid, x, x, bits, signs, *c.walk, *(1,) * 4, *c.forward_scalars)
+        signs = (bits,) if c.stores_signs else ()
+        show(c.forward, c.grid, x, x, bits, *signs, *c.walk, *(1,) * 4, *c.forward_scalars)
 for units, inner in ((128, 1), (4096, 1), (64, 3136)):
     kernel, grid, scalars = monitor._fired(2**30, units, inner, 2, 8)
     show(kernel, grid, bits, tally[0], *scalars)

@@ -10,8 +10,9 @@ from .libraries import environment, pytest_command, unavailable
 
 MODULE = """
 import runpy, sys
-from tests.simulator import bridge
-bridge.install()
+from tests.simulator import bridge, gpu
+if gpu.library.sim_executes():
+    bridge.install()
 del sys.argv[0]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """

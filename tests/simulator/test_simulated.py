@@ -1,5 +1,6 @@
 """The tests that need a GPU, on simulated ones: each group in a process of its own."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ ON_SMALL_GPUS = {
     "graphs": ["tests/engine/test_graphs.py", "tests/engine/test_captures.py", *ONE],
     "composition": ["tests/engine/test_training.py", "tests/engine/test_saved_tensors.py"],
     "monitor": ["tests/monitor/test_monitor_models.py"],
-    "pairs": ["tests/fusion/test_pairs_cuda.py"],
+    "pairs": ["tests/fusion/test_pairs_cuda.py", "tests/tools/test_host_time.py"],
     "simulator": ["tests/simulator/gpu_tests"],
 }
 
@@ -65,3 +66,17 @@ def test_a_module_runs_with_simulated_gpus(simulated):
     code = ["-s", "import torch", "assert torch.ones(3, device='cuda:1').cumsum(0).tolist() == [1, 2, 3]"]
     result = subprocess.run([*command, *code], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout.startswith("1 loop"), result.stderr
+
+
+def test_pytorch_launches_its_own_kernels_if_none_is_executed(simulated):
+    """An operator of PyTorch's that the bridge had replaced would count."""
+    command = [sys.executable, "-m", "tests.simulator", "--module", "timeit", "-n1", "-r1"]
+    code = [
+        "import torch; x = torch.ones(3, device='cuda'); n = torch.ones(3, dtype=torch.int32, device='cuda')",
+        "torch.nn.functional.dropout(x.relu_())",
+        "assert n.tolist() == n.add_(1).tolist()",
+    ]
+    own = {**os.environ, "SIMULATOR_EXECUTE": "0"}
+    result = subprocess.run([*command, *code], cwd=ROOT, env=own, capture_output=True, text=True)
+    assert result.stdout.startswith("1 loop"), result.stderr
+    assert "violation" not in result.stderr

@@ -1,21 +1,34 @@
-"""The host's share of a call: the stubs stand where a launch would be."""
+"""What is timed launches fusedact's kernels. Times themselves are no matter for tests."""
 
-from cases import activations
+import json
 
-from benchmarks import backends, host_time
+import pytest
+from cases import representatives
+
+from benchmarks import host_time, pair_time
 
 
-@activations
-def test_a_stubbed_call_takes_the_kernels_path(activation, monkeypatch):
+@pytest.fixture(autouse=True)
+def short(monkeypatch, cuda):
     monkeypatch.setattr(host_time, "CALLS", 1)
-    launches = []
-    monkeypatch.setattr(host_time._Launched, "run", lambda self, *arguments: launches.append(arguments))
-    with host_time.passing_for_a_gpu():
-        host_time.microseconds(backends.fused(activation), backward=True)
-    assert len(launches) == 2
 
 
-def test_a_row_has_both_times_and_their_ratio(monkeypatch):
-    monkeypatch.setattr(host_time, "CALLS", 1)
-    for row in host_time.measure(backends.USUAL[:1], rounds=1):
-        assert row["ratio"] == row["fused_us"] / row["eager_us"] > 0
+@representatives
+def test_a_row_has_the_times_of_eager_module_and_pair(activation, kernels_of):
+    rows = []
+    names = kernels_of(lambda: rows.extend(host_time.measure([activation], rounds=1)))
+    assert [row["direction"] for row in rows] == ["forward", "forward and backward"]
+    assert all(min(row[name] for name in ("eager", "module", "pair")) > 0 for row in rows)
+    # Module and pair each run twice per direction: once before the rounds.
+    assert (names.count("forward_kernel"), names.count("backward_kernel")) == (2 * 2 * 2, 2 * 2)
+
+
+def test_all_ways_of_writing_a_pair_take_the_kernels_path(kernels_of, tmp_path, monkeypatch):
+    monkeypatch.setattr(host_time, "on_one_core", lambda: None)
+    monkeypatch.setattr(pair_time, "on_one_core", lambda: None)
+    path = tmp_path / "times.json"
+    names = kernels_of(lambda: pair_time.main(["--rounds", "1", "--json", str(path)]))
+    rows = json.loads(path.read_text())["rows"]
+    assert len(rows) == 4 * 3
+    assert all(row["pair"] > 0 and row["module"] > 0 and row["eager"] > 0 for row in rows)
+    assert names.count("forward_kernel") == 2 * 2 * len(rows)

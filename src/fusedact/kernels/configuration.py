@@ -74,7 +74,7 @@ class LaunchConfiguration(NamedTuple):
         saves_input: backward reads forward's input.
         saves_output: backward reads forward's output.
         has_signs: forward stores which inputs are positive, in the packed bits or beside them.
-        stores_signs: forward stores them beside the packed bits.
+        stores_signs: forward stores them beside the packed bits, in a tensor of the same shape.
         grid: the grid of both kernels.
         bits_shape: the shape of the packed bits, int32 [programs, planes, COLUMNS].
         bits_stride: the stride of the packed bits.
@@ -209,11 +209,15 @@ def constants(row: Activation, dtype: torch.dtype, plan: Plan, unit: bool, round
 
 
 def forward_constants(
-    row: Activation, dtype: torch.dtype, plan: Plan, unit: bool, in_graphs: bool
+    row: Activation, dtype: torch.dtype, plan: Plan, unit: bool, in_graphs: bool, stores_signs: bool
 ) -> dict[str, Any]:
-    """Return forward's compile-time arguments; `in_graphs` takes seed and offset from device memory."""
+    """Return forward's compile-time arguments.
+
+    With `in_graphs`, forward takes seed and offset from device memory. With `stores_signs`, it stores its
+    inputs' signs beside the packed bits.
+    """
     passes = row.saves in (Saves.ONE_BIT, Saves.TWO_BITS)
-    host = {} if in_graphs else {"seed_ptr": None, "offset_ptr": None}
+    unused = (() if in_graphs else ("seed_ptr", "offset_ptr")) + (() if stores_signs else ("signs_ptr",))
     return {
         **constants(row, dtype, plan, unit, row.exact and not row.representable),
         "FORWARD": forward_function(row, dtype),
@@ -222,7 +226,7 @@ def forward_constants(
         # The derivative is 1 or a, and x times it is act(x).
         "LINEAR": row.saves is Saves.TWO_BITS and row.homogeneous,
         "PASSES": (row.backward or named(f"{row.name}_passes", dtype)) if passes else None,
-        **host,
+        **dict.fromkeys(unused),
     }
 
 
@@ -242,6 +246,7 @@ def backward_constants(
         "SAVES": "output" if from_output else row.saves.name.lower(),
         "BACKWARD": function,
         "SLOPE": row.slope,
+        **({"saved_ptr": None} if function is None else {}),
     }
 
 
@@ -264,9 +269,9 @@ def named(name: str, dtype: torch.dtype) -> Any:
 def _forward_kernel(
     row: Activation, dtype: torch.dtype, plan: Plan, unit: bool, in_graphs: bool, stores_signs: bool
 ) -> Kernel:
-    # `stores_signs` is part of the key though not of the constants: it decides whether a pointer is None.
     other = None if in_graphs else _forward_kernel(row, dtype, plan, unit, True, stores_signs)
-    return Kernel(forward_kernel, forward_constants(row, dtype, plan, unit, in_graphs), other)
+    fixed = forward_constants(row, dtype, plan, unit, in_graphs, stores_signs)
+    return Kernel(forward_kernel, fixed, other)
 
 
 @functools.cache

@@ -3,62 +3,46 @@
 Kernels launch on the tensor's own GPU; a CPU tensor is for Triton's interpreter.
 """
 
-from typing import NamedTuple
-
 from torch import Tensor
 
-from .. import _torch
 from ..masks.generator import PhiloxState
 from .configuration import LaunchConfiguration
 from .launcher import aligned
-from .tiles import COLUMNS
 
 
-class Kept(NamedTuple):
-    """The bits that forward stores.
-
-    Attributes:
-        bits: the packed bits, int32 [programs, planes, COLUMNS].
-        signs: a tensor of the same kind whose last plane is the positive mask; None if it wasn't requested.
-    """
-
-    bits: Tensor
-    signs: Tensor | None
-
-
-def forward(configuration: LaunchConfiguration, x: Tensor, y: Tensor, state: PhiloxState) -> Kept:
-    """Write y = dropout(act(x), p), and return the bits; `x` and `y` are dense in the same layout."""
-    c = configuration
-    bits = _torch.empty_int32(c.bits_shape, c.bits_stride, x)
-    if not c.has_signs:
-        forward_into(c, x, y, state, bits, None)
-        return Kept(bits, None)
-    signs = bits
-    stored = None
-    if c.stores_signs:
-        stored = signs = _torch.empty_int32((c.bits_shape[0], 1, COLUMNS), (COLUMNS, COLUMNS, 1), x)
-    forward_into(c, x, y, state, bits, stored)
-    return Kept(bits, signs)
-
-
-def forward_into(
+def forward(
     configuration: LaunchConfiguration,
     x: Tensor,
     y: Tensor,
     state: PhiloxState,
     bits: Tensor,
-    signs: Tensor | None,
+    signs: Tensor | None = None,
 ) -> None:
-    """Write y, the packed bits at the start of `bits`, and the signs if they are stored beside them."""
+    """Write y = dropout(act(x), p), and the packed bits at the start of `bits`.
+
+    `x` and `y` are dense in the same layout. If the configuration stores the inputs' signs beside the bits,
+    `signs` is their memory.
+    """
     c = configuration
     seed, offset, on_device = state
     call = offset // 4
-    numbers = (seed & 0xFFFFFFFF, seed >> 32, call & 0xFFFFFFFF, call >> 32)
-    scalars = (*c.walk, *numbers, *c.forward_scalars, *(on_device or ()))
-    kernel = c.forward if on_device is None else c.in_graphs
-    if not kernel(c.grid, (x, y, bits, signs), scalars):
+    numbers = seed & 0xFFFFFFFF, seed >> 32, call & 0xFFFFFFFF, call >> 32
+    scalars: tuple[float | int | Tensor, ...] = (*c.walk, *numbers, *c.forward_scalars)
+    kernel = c.forward
+    if on_device is not None:
+        kernel, scalars = c.in_graphs, scalars + on_device
+    # The usual case comes first, in fewer steps than any other takes.
+    device, first, second, third = x.get_device(), x.data_ptr(), y.data_ptr(), bits.data_ptr()
+    if (
+        signs is None
+        and not (first | second | third) & 15
+        and kernel.launch_loaded(c.grid, device, device, (first, second, third, *scalars))
+    ):
+        return
+    tensors = (x, y, bits) if signs is None else (x, y, bits, signs)
+    if not kernel(c.grid, tensors, scalars):
         result = aligned(y)
-        kernel(c.grid, (aligned(x), result, bits, signs), scalars)
+        kernel(c.grid, (aligned(x), result, *tensors[2:]), scalars)
         if result is not y:
             y.copy_(result)
 
@@ -72,10 +56,20 @@ def backward(
         False if a graph captures and the kernel isn't loaded, so that nothing was launched.
     """
     c = configuration
-    if c.backward(c.grid, (dy, saved, bits, dx), c.backward_scalars):
+    device, first, second, third = dy.get_device(), dy.data_ptr(), bits.data_ptr(), dx.data_ptr()
+    addresses: tuple[int, ...]
+    if saved is None:
+        addresses, either = (first, second, third), first | second | third
+    else:
+        value = saved.data_ptr()
+        addresses, either = (first, value, second, third), first | value | second | third
+    arguments = *addresses, *c.backward_scalars
+    if not either & 15 and c.backward.launch_loaded(c.grid, device, device, arguments):  # as in `forward`
         return True
-    saved = saved if saved is None else aligned(saved)
-    return c.backward(c.grid, (aligned(dy), saved, aligned(bits), dx), c.backward_scalars)
+    tensors = (dy, bits, dx) if saved is None else (dy, saved, bits, dx)
+    if c.backward(c.grid, tensors, c.backward_scalars):
+        return True
+    return c.backward(c.grid, (*map(aligned, tensors[:-1]), dx), c.backward_scalars)
 
 
 def ready_to_capture(configuration: LaunchConfiguration, device: int, differentiable: bool) -> bool:

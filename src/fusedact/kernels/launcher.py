@@ -1,6 +1,9 @@
 """Launches of Triton kernels with little host time, on the tensors' GPU, and in a graph's capture too."""
 
-from typing import Any
+import itertools
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -11,8 +14,11 @@ from .. import _torch
 
 Grid = tuple[int, int, int]
 
+_VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
 # compiled.run(*grid, stream, function, packed_metadata, launch_metadata, enter_hook, exit_hook, *arguments)
-_KNOWN_LAUNCHER = (3, 6) <= tuple(int(part) for part in triton.__version__.split(".")[:2]) <= (3, 9)
+_KNOWN_LAUNCHER = (3, 6) <= _VERSION <= (3, 9)
+# The C function below it on NVIDIA's GPUs: CudaLauncher.launch.
+_KNOWN_FUNCTION = (3, 7) <= _VERSION <= (3, 8)
 
 
 class Kernel:
@@ -30,87 +36,110 @@ class Kernel:
         self._function = function
         self._in_graphs = in_graphs
         self._constants = constants
-        # The launcher takes compile-time arguments too, in their places, and skips them.
-        self._rest = tuple(constants[name] for name in function.arg_names if name in constants)
+        names = function.arg_names
+        self._given = [name not in constants for name in names]  # which arguments are given at a launch
+        fixed = tuple(constants[name] for name in names if name in constants)
+        self._options = {name: value for name, value in constants.items() if name not in names}
+        places, fixed_places = itertools.count(), itertools.count(sum(self._given))
+        in_place = operator.itemgetter(*(next(places if given else fixed_places) for given in self._given))
+        self._all: Callable[[tuple[Any, ...]], tuple[Any, ...]] = lambda given: in_place(given + fixed)
         # By GPU, and by GPU and pointers where some are misaligned.
         self._compiled: dict[Any, _Compiled] = {}
 
     def __call__(
-        self, grid: Grid, tensors: tuple[Tensor | None, ...], scalars: tuple[float | int | Tensor, ...]
+        self, grid: Grid, tensors: tuple[Tensor, ...], scalars: tuple[float | int | Tensor, ...]
     ) -> bool:
-        """Launch on the GPU of the first tensor; False if a graph captures and nothing may be loaded."""
-        first: Any = tensors[0]
-        device = first.get_device()
-        key = _key(device, tensors)
-        compiled = self._compiled.get(key)
-        if compiled is None or _watched():
-            with torch.cuda.device_of(first):
-                if _KNOWN_LAUNCHER and capturing(first):
-                    return False
-                self._launch_by_triton(device, key, grid, tensors, scalars)
+        """Launch on the GPU of the first tensor; False if a graph captures and nothing may be loaded.
+
+        The tensors and scalars are the kernel's arguments without the compile-time ones, in their order.
+        """
+        device = tensors[0].get_device()
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        whole = [address % 16 == 0 for address in addresses]  # Triton specialises by multiples of 16
+        key = device if all(whole) else (device, *whole)
+        with torch.cuda.device_of(tensors[0]):
+            if self.launch_loaded(grid, key, device, (*addresses, *scalars)):
+                return True
+            if _KNOWN_LAUNCHER and capturing(tensors[0]):
+                return False
+            self._launch_by_triton(device, key, grid, tensors, scalars)
             return True
-        if _torch.current_device() != device:  # type: ignore[misc]
-            with torch.cuda.device(device):
-                return self(grid, tensors, scalars)
-        # As in JITFunction.run. The metadata and the two hooks are for a profiler, and there is none.
-        compiled.run(
-            *grid,
-            _torch.current_stream(device),  # type: ignore[misc]
-            compiled.function,
-            compiled.metadata,
-            None,
-            None,
-            None,
-            *tensors,
-            *scalars,
-            *self._rest,
-        )
+
+    def launch_loaded(self, grid: Grid, key: Any, device: int, arguments: tuple[Any, ...]) -> bool:
+        """Launch if the kernel is loaded on the current GPU, and Triton needn't see it; else return False.
+
+        Args:
+            grid: the grid.
+            key: the kernel's key in `_compiled`: `device`, if all addresses are multiples of 16.
+            device: the number of the GPU.
+            arguments: the tensors' addresses, which Triton takes in place of tensors, and the scalars.
+        """
+        compiled = self._compiled.get(key)
+        if compiled is None or _torch.current_device() != device or _watched():  # type: ignore[misc]
+            return False
+        _, launch, rest = compiled
+        launch(*grid, _torch.current_stream(device), *rest, arguments)  # type: ignore[misc]
         return True
 
     def _launch_by_triton(
         self, device: int, key: Any, grid: Grid, tensors: tuple[Any, ...], scalars: tuple[Any, ...]
     ) -> None:
-        compiled = self._function[grid](*tensors, *scalars, **self._constants)
-        if not _KNOWN_LAUNCHER or not hasattr(compiled, "packed_metadata"):
+        compiled = self._function[grid](*self._all((*tensors, *scalars)), **self._options)
+        if not _KNOWN_LAUNCHER or _watched() or not hasattr(compiled, "packed_metadata"):
             return
-        self._compiled[key] = _Compiled(compiled)
+        self._compiled[key] = self._ready(compiled)
         for kernel in (self, self._in_graphs):
             if kernel is not None and device not in kernel._compiled:
                 kernel._load(device, grid, tensors, scalars)
 
     def _load(self, device: int, grid: Grid, tensors: tuple[Any, ...], scalars: tuple[Any, ...]) -> None:
         """Compile and load for aligned pointers. Pointers after the scalars are to int64."""
-        pointers = [tensor if tensor is None else tensor.dtype for tensor in tensors]
-        rest = [torch.int64] * (len(self._function.arg_names) - len((*tensors, *scalars, *self._rest)))
-        loaded = self._function.warmup(*pointers, *scalars, *rest, grid=grid, **self._constants)
-        self._compiled[device] = _Compiled(loaded)
+        pointers = [torch.int64] * (sum(self._given) - len(tensors) - len(scalars))
+        given = (*(tensor.dtype for tensor in tensors), *scalars, *pointers)
+        compiled = self._function.warmup(*self._all(given), grid=grid, **self._options)
+        self._compiled[device] = self._ready(compiled)
+
+    def _ready(self, compiled: Any) -> "_Compiled":
+        """Load a kernel that Triton compiled, and keep what its launches need.
+
+        They are as `JITFunction.run`'s, whose launch metadata and two hooks are for a profiler.
+        """
+        run = compiled.run  # reading this property loads the kernel
+        function, metadata = compiled.function, compiled.packed_metadata
+        if (
+            _KNOWN_FUNCTION
+            and type(run).__name__ == "CudaLauncher"
+            and not run.global_scratch_size
+            and not run.profile_scratch_size
+        ):
+            # As in CudaLauncher.__call__, but without the compile-time arguments, which are skipped there.
+            modes = run.launch_cooperative_grid, run.launch_pdl
+            kinds = [*itertools.compress(run.arg_annotations, self._given)]
+            rest = function, *modes, metadata, None, None, None, None, None, kinds, run.kernel_signature
+            return _Compiled(compiled, run.launch, rest)
+
+        def launch(*parts: Any) -> None:
+            run(*parts[:-1], *self._all(parts[-1]))
+
+        return _Compiled(compiled, launch, (function, metadata, None, None, None))
 
     def loaded(self, device: int) -> bool:
         """Whether a launch on that GPU with aligned pointers needs nothing loaded."""
         return device in self._compiled and not _watched()
 
 
-class _Compiled:
-    """The parts of a compiled and loaded kernel that a launch needs."""
+class _Compiled(NamedTuple):
+    """A compiled and loaded kernel. A launch is `launch(*grid, stream, *rest, arguments)`.
 
-    __slots__ = ("function", "metadata", "owner", "run")
+    Attributes:
+        kernel: kept, since its end unloads the function.
+        launch: a function of Triton's.
+        rest: its arguments that are the same at each launch.
+    """
 
-    def __init__(self, compiled: Any) -> None:
-        self.run = compiled.run  # reading this property loads the other attributes
-        self.function = compiled.function
-        self.metadata = compiled.packed_metadata
-        self.owner = compiled  # kept alive, since its end unloads the function
-
-
-def _key(device: int, tensors: tuple[Tensor | None, ...]) -> Any:
-    """Return the GPU, and any misaligned pointers, since Triton specialises by multiples of 16."""
-    addresses = 0
-    for tensor in tensors:
-        if tensor is not None:
-            addresses |= tensor.data_ptr()
-    if not addresses & 15:
-        return device
-    return device, *(tensor is not None and tensor.data_ptr() % 16 != 0 for tensor in tensors)
+    kernel: Any
+    launch: Callable[..., None]
+    rest: tuple[Any, ...]
 
 
 def _watched(runtime: Any = knobs.runtime, compilation: Any = knobs.compilation) -> bool:

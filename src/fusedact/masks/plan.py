@@ -86,7 +86,7 @@ def graph_plan(rng: str, n: int, itemsize: int) -> Plan:
     return eager_plan(n, itemsize, blocks, _BLOCK)
 
 
-def device_plan(rng: str, n: int, itemsize: int, device: torch.device, alignment: int = 16) -> Plan:
+def device_plan(rng: str, n: int, itemsize: int, device: int, alignment: int = 16) -> Plan:
     """Return the plan of the mapping `rng` for a dense tensor on that GPU; `alignment`: see `eager_plan`."""
     if rng == "fast":
         return fast_plan(n, itemsize)
@@ -94,7 +94,7 @@ def device_plan(rng: str, n: int, itemsize: int, device: torch.device, alignment
 
 
 @functools.cache
-def processors(device: torch.device) -> tuple[int, int]:
+def processors(device: int) -> tuple[int, int]:
     """Return a GPU's number of multiprocessors, and the threads that can be resident on one."""
     properties = torch.cuda.get_device_properties(device)
     return properties.multi_processor_count, properties.max_threads_per_multi_processor

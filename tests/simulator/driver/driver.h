@@ -30,6 +30,7 @@ struct Settings {
   int devices, threads_per_multiprocessor, capability;
   size_t memory;  // bytes per device
   bool peers;     // whether devices can see each other's memory
+  bool executes;  // whether a launch runs the kernel
   std::vector<int> multiprocessors;  // one for all devices, or one for each
 };
 const Settings& settings();

@@ -1,5 +1,5 @@
 // PyTorch's own kernels, which register themselves as its libraries load. They are machine code, which nobody
-// here executes: a launch of one is a violation that names it.
+// here executes: a launch of one is a violation that names it, unless no kernel is executed at all.
 #include <cuda_runtime_api.h>
 
 #include <cstring>
@@ -9,6 +9,7 @@
 
 #define API extern "C" __attribute__((visibility("default")))
 extern "C" void sim_violation(const char*);
+extern "C" int sim_executes();
 cudaError_t done(cudaError_t);  // of runtime.cpp
 
 static std::mutex names_mutex;
@@ -48,6 +49,7 @@ API cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* shar
 }
 
 static cudaError_t refuse(const void* host) {
+  if (!sim_executes()) return cudaSuccess;
   std::lock_guard<std::mutex> lock(names_mutex);
   auto found = names().find(host);
   sim_violation(("a kernel of PyTorch's own: " + (found == names().end() ? "?" : found->second)).c_str());

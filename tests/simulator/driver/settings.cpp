@@ -25,10 +25,13 @@ const Settings& settings() {
       (int)number("SIMULATOR_CAPABILITY", 90),
       (size_t)number("SIMULATOR_MEMORY", 8l << 30),
       number("SIMULATOR_PEERS", 0) != 0,
+      number("SIMULATOR_EXECUTE", 1) != 0,
       numbers("SIMULATOR_MULTIPROCESSORS", "4,6"),
   };
   return read;
 }
+
+API int sim_executes() { return settings().executes; }
 
 int multiprocessors(int device) {
   auto& each = settings().multiprocessors;

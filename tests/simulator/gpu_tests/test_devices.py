@@ -60,6 +60,18 @@ def test_the_stream_is_the_one_current_on_the_tensors_device(activation):
 
 
 @representatives
+def test_backward_allocates_on_the_tensors_device(activation):
+    """Autograd's engine makes that device the current one; a call by hand doesn't."""
+    x = torch.randn(3000, device="cuda:1", requires_grad=True)
+    y, dy = apply(activation, x, 0.4), torch.ones(3000, device="cuda:1")
+    (expected,) = torch.autograd.grad(y, x, dy, retain_graph=True)
+    with torch.no_grad(), torch.cuda.device(0):
+        dx, *_ = y.grad_fn.apply(dy)
+    assert dx.device == x.device
+    assert torch.equal(dx, expected)
+
+
+@representatives
 def test_first_calls_from_several_threads(activation, nothing_loaded):
     """On both devices at once; backward runs in the engine's threads."""
     results, errors = {}, []

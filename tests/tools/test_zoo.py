@@ -1,4 +1,4 @@
-"""The pair's time and the sweep over other people's models, on models of our own."""
+"""The sweep over other people's models, on models of our own."""
 
 import json
 
@@ -7,28 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks import pair_time
 from benchmarks.zoo import __main__ as zoo
 from benchmarks.zoo import running, table
 from benchmarks.zoo.models import Model
-
-
-def test_times_of_every_way(monkeypatch, tmp_path):
-    monkeypatch.setattr(pair_time, "CALLS", 1)
-    path = tmp_path / "times.json"
-    pair_time.main(["--rounds", "1", "--json", str(path)])
-    rows = json.loads(path.read_text())["rows"]
-    assert len(rows) == 4 * 3
-    assert all(row["pair"] > 0 and row["module"] > 0 and row["eager"] > 0 for row in rows)
-
-
-def test_the_pair_takes_the_kernels_path(monkeypatch):
-    """What is timed launches, by all ways of writing it."""
-    launches = []
-    monkeypatch.setattr(pair_time, "CALLS", 1)
-    monkeypatch.setattr("benchmarks.host_time._Launched.run", lambda self, *_: launches.append(1))
-    pair_time.measure(1)
-    assert len(launches) == 2 * 4 * 3
 
 
 class Net(nn.Module):
