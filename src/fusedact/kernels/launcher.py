@@ -84,7 +84,9 @@ class Kernel:
     def _launch_by_triton(
         self, device: int, key: Any, grid: Grid, tensors: tuple[Any, ...], scalars: tuple[Any, ...]
     ) -> None:
-        compiled = self._function[grid](*self._all((*tensors, *scalars)), **self._options)
+        arguments = *tensors, *scalars
+        assert len(arguments) == sum(self._given)  # the functions that `_ready` finds don't count them
+        compiled = self._function[grid](*self._all(arguments), **self._options)
         if not _KNOWN_LAUNCHER or _watched() or not hasattr(compiled, "packed_metadata"):
             return
         self._compiled[key] = self._ready(compiled)
