@@ -96,6 +96,10 @@ def test_launches_see_the_current_stream_device_and_alignment(activation):
     base = torch.randn(4100, device="cuda")
     for start in (0, 1, 2, 4, 0, 1):
         assert_same(activation, base[start : start + 4096], 0.3)
+    for _ in range(2):
+        for start, of_gradient in ((0, 0), (1, 0), (0, 1), (1, 1)):
+            dy = base[of_gradient : of_gradient + 4096]
+            assert_same(activation, base[start : start + 4096], 0.3, dy=dy)
 
 
 @pytest.mark.usefixtures("no_graphs")
