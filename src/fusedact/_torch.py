@@ -159,7 +159,8 @@ _empty_on_gpu: Any = getattr(torch._C._dynamo.guards, "_empty_strided_cuda", Non
 def allocator(like: Tensor) -> Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], Tensor]:
     """Return a function `empty(shape, stride, dtype)` that allocates on `like`'s device.
 
-    On the current GPU it is the one that Inductor's code calls, in half the time of `torch.empty_strided`.
+    On the current GPU it is the one that Inductor's code calls, in half the time of `torch.empty_strided`. No
+    dispatch mode sees it.
     """
     if like.is_cuda and _empty_on_gpu is not None and current_device() == like.get_device():  # type: ignore[misc]
         return _empty_on_gpu  # type: ignore[no-any-return]

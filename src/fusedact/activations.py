@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .checks import check_finite
 
 Ranges = tuple[tuple[float, float], ...]  # intervals of inputs, both ends included
+_NOTHING: Any = object()
 _NEGATIVE: Ranges = ((-inf, 0.0),)
 # Arguments and attributes of all fused functions and modules.
 _TAKEN = ("self", "input", "p", "training", "inplace", "rng", "row")
@@ -146,7 +147,7 @@ class Activation:
     backward: Any = None
     names: tuple[str, ...] = field(init=False)  # of the parameters
     defaults: tuple[tuple[str, Any], ...] = field(init=False)  # by name
-    # The latest value of a single parameter and its result, since binding runs at every call.
+    # The latest value of at most one parameter and its result, since binding runs at every call.
     _latest: tuple[Any, Bound | None] = field(init=False, repr=False, default=(None, None))
 
     def __post_init__(self) -> None:
@@ -180,13 +181,14 @@ class Activation:
         Raises:
             ValueError: a value is not a finite number, not one of the choices, or against the row's rule.
         """
-        if torch.compiler.is_compiling():  # a compiler must not depend on the latest call
+        if len(values) > 1 or torch.compiler.is_compiling():  # compiled code must not depend on other calls
             return self._bind(values)
+        value = values[0] if values else _NOTHING
         latest, bound = self._latest
-        if len(values) != 1 or values[0] is not latest or bound is None:
+        if bound is None or value is not latest:  # not by ==, since 1 == 1.0 == True and -0.0 == 0.0
             bound = self._bind(values)
-            if len(values) == 1 and type(values[0]) in (float, int, str):
-                object.__setattr__(self, "_latest", (values[0], bound))
+            if value is _NOTHING or type(value) in (float, int, str):
+                object.__setattr__(self, "_latest", (value, bound))
         return bound
 
     def _bind(self, values: tuple[float | str, ...]) -> Bound:

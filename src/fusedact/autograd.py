@@ -15,7 +15,6 @@ from .masks.plan import scales
 from .watcher import Counter
 
 # Looked up once, since every call uses them and a lookup takes host time.
-_empty_like = torch.empty_like
 _grad_enabled = torch.is_grad_enabled
 _in_transforms, _is_batched, _is_zero = _torch.in_transforms, _torch.is_batched, _torch.is_zero
 _int32 = torch.int32

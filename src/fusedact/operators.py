@@ -139,8 +139,9 @@ def _backward(
     dx: Tensor = _backward_fake(dy, x, bits, stride, activation, values, p, rng)
     if dy.numel() > 0:
         configuration = _configured(activation, dy.dtype, dy.numel(), tuple(values), p, rng)
-        x = x if x is None else ordered_as(x, stride)
-        launch.backward(configuration, ordered_as(dy, stride), x, bits, dx)
+        saved = ordered_as(x, stride) if x is not None and configuration.saves_input else None
+        if not launch.backward(configuration, ordered_as(dy, stride), saved, bits, dx):
+            raise RuntimeError(launch.NOT_LOADED)
     return dx
 
 

@@ -213,7 +213,7 @@ x = torch.empty(2**20, dtype=torch.bfloat16)
 bits, tally = torch.empty(2**16, dtype=torch.int32), Tally.zeros(16, "cpu")
 
 def show(kernel, grid, *arguments):
-    compiled = kernel._function.warmup(*kernel._all(arguments), grid=grid, **kernel._options)
+    compiled = kernel._function.warmup(*kernel._with_constants(arguments), grid=grid, **kernel._options)
     loads = set(re.findall(r"ld[.]global[.](\S*)", compiled.asm["ptx"]))
     spills = sass.binary(compiled).spill_bytes
     print(kernel._function.__name__, f"{spills} spilled", *loads, f"shared {compiled.metadata.shared}")

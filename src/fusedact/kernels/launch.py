@@ -9,6 +9,11 @@ from ..masks.generator import PhiloxState
 from .configuration import LaunchConfiguration
 from .launcher import aligned
 
+NOT_LOADED = (
+    "A CUDA graph captures a call whose kernel isn't loaded. Run the same call once before the capture, and "
+    "capture without launch hooks of Triton's"
+)
+
 
 def forward(
     configuration: LaunchConfiguration,
@@ -22,6 +27,9 @@ def forward(
 
     `x` and `y` are dense in the same layout. If the configuration stores the inputs' signs beside the bits,
     `signs` is their memory.
+
+    Raises:
+        RuntimeError: a graph captures and the kernel isn't loaded.
     """
     c = configuration
     seed, offset, on_device = state
@@ -32,17 +40,18 @@ def forward(
     if on_device is not None:
         kernel, scalars = c.in_graphs, scalars + on_device
     # The usual case comes first, in fewer steps than any other takes.
-    device, first, second, third = x.get_device(), x.data_ptr(), y.data_ptr(), bits.data_ptr()
+    device, x_at, y_at, bits_at = x.get_device(), x.data_ptr(), y.data_ptr(), bits.data_ptr()
     if (
         signs is None
-        and not (first | second | third) & 15
-        and kernel.launch_loaded(c.grid, device, device, (first, second, third, *scalars))
+        and not (x_at | y_at | bits_at) & 15
+        and kernel.launch_loaded(c.grid, device, device, (x_at, y_at, bits_at, *scalars))
     ):
         return
     tensors = (x, y, bits) if signs is None else (x, y, bits, signs)
     if not kernel(c.grid, tensors, scalars):
         result = aligned(y)
-        kernel(c.grid, (aligned(x), result, *tensors[2:]), scalars)
+        if not kernel(c.grid, (aligned(x), result, *tensors[2:]), scalars):
+            raise RuntimeError(NOT_LOADED)
         if result is not y:
             y.copy_(result)
 
@@ -56,17 +65,19 @@ def backward(
         False if a graph captures and the kernel isn't loaded, so that nothing was launched.
     """
     c = configuration
-    device, first, second, third = dy.get_device(), dy.data_ptr(), bits.data_ptr(), dx.data_ptr()
+    tensors: tuple[Tensor, ...]
     addresses: tuple[int, ...]
+    device, dy_at, bits_at, dx_at = dy.get_device(), dy.data_ptr(), bits.data_ptr(), dx.data_ptr()
     if saved is None:
-        addresses, either = (first, second, third), first | second | third
+        tensors, addresses, either = (dy, bits, dx), (dy_at, bits_at, dx_at), dy_at | bits_at | dx_at
     else:
-        value = saved.data_ptr()
-        addresses, either = (first, value, second, third), first | value | second | third
+        saved_at = saved.data_ptr()
+        tensors, addresses = (dy, saved, bits, dx), (dy_at, saved_at, bits_at, dx_at)
+        either = dy_at | saved_at | bits_at | dx_at
     arguments = *addresses, *c.backward_scalars
-    if not either & 15 and c.backward.launch_loaded(c.grid, device, device, arguments):  # as in `forward`
+    # The usual case comes first, as in `forward`.
+    if not either & 15 and c.backward.launch_loaded(c.grid, device, device, arguments):
         return True
-    tensors = (dy, bits, dx) if saved is None else (dy, saved, bits, dx)
     if c.backward(c.grid, tensors, c.backward_scalars):
         return True
     return c.backward(c.grid, (*map(aligned, tensors[:-1]), dx), c.backward_scalars)

@@ -17,7 +17,7 @@ Grid = tuple[int, int, int]
 _VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
 # compiled.run(*grid, stream, function, packed_metadata, launch_metadata, enter_hook, exit_hook, *arguments)
 _KNOWN_LAUNCHER = (3, 6) <= _VERSION <= (3, 9)
-# The C function below it on NVIDIA's GPUs: CudaLauncher.launch.
+# The C function that `compiled.run` calls on NVIDIA's GPUs, with the arguments that `_ready` gives it.
 _KNOWN_FUNCTION = (3, 7) <= _VERSION <= (3, 8)
 
 
@@ -38,11 +38,10 @@ class Kernel:
         self._constants = constants
         names = function.arg_names
         self._given = [name not in constants for name in names]  # which arguments are given at a launch
-        fixed = tuple(constants[name] for name in names if name in constants)
+        self._fixed = tuple(constants[name] for name in names if name in constants)
         self._options = {name: value for name, value in constants.items() if name not in names}
-        places, fixed_places = itertools.count(), itertools.count(sum(self._given))
-        in_place = operator.itemgetter(*(next(places if given else fixed_places) for given in self._given))
-        self._all: Callable[[tuple[Any, ...]], tuple[Any, ...]] = lambda given: in_place(given + fixed)
+        joined = sorted(names, key=lambda name: name in constants)  # the given ones, then the fixed ones
+        self._in_order = operator.itemgetter(*map(joined.index, names))
         # By GPU, and by GPU and pointers where some are misaligned.
         self._compiled: dict[Any, _Compiled] = {}
 
@@ -51,14 +50,18 @@ class Kernel:
     ) -> bool:
         """Launch on the GPU of the first tensor; False if a graph captures and nothing may be loaded.
 
-        The tensors and scalars are the kernel's arguments without the compile-time ones, in their order.
+        The tensors and scalars are the kernel's arguments without the compile-time ones, in their order. A
+        tensor among the scalars is loaded as a whole, so its alignment doesn't matter.
         """
         device = tensors[0].get_device()
         addresses = [tensor.data_ptr() for tensor in tensors]
         whole = [address % 16 == 0 for address in addresses]  # Triton specialises by multiples of 16
         key = device if all(whole) else (device, *whole)
+        arguments = *addresses, *scalars
+        if self.launch_loaded(grid, key, device, arguments):
+            return True
         with torch.cuda.device_of(tensors[0]):
-            if self.launch_loaded(grid, key, device, (*addresses, *scalars)):
+            if self.launch_loaded(grid, key, device, arguments):
                 return True
             if _KNOWN_LAUNCHER and capturing(tensors[0]):
                 return False
@@ -85,9 +88,10 @@ class Kernel:
         self, device: int, key: Any, grid: Grid, tensors: tuple[Any, ...], scalars: tuple[Any, ...]
     ) -> None:
         arguments = *tensors, *scalars
-        assert len(arguments) == sum(self._given)  # the functions that `_ready` finds don't count them
-        compiled = self._function[grid](*self._all(arguments), **self._options)
-        if not _KNOWN_LAUNCHER or _watched() or not hasattr(compiled, "packed_metadata"):
+        assert len(arguments) == sum(self._given)  # which Triton's C function doesn't check
+        compiled = self._function[grid](*self._with_constants(arguments), **self._options)
+        # Debugging and instrumentation change the code, so it isn't kept.
+        if not _KNOWN_LAUNCHER or _changed() or not hasattr(compiled, "packed_metadata"):
             return
         self._compiled[key] = self._ready(compiled)
         for kernel in (self, self._in_graphs):
@@ -98,13 +102,19 @@ class Kernel:
         """Compile and load for aligned pointers. Pointers after the scalars are to int64."""
         pointers = [torch.int64] * (sum(self._given) - len(tensors) - len(scalars))
         given = (*(tensor.dtype for tensor in tensors), *scalars, *pointers)
-        compiled = self._function.warmup(*self._all(given), grid=grid, **self._options)
+        compiled = self._function.warmup(*self._with_constants(given), grid=grid, **self._options)
         self._compiled[device] = self._ready(compiled)
+
+    def _with_constants(self, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return all arguments of the function in its order, the given and the compile-time ones."""
+        arguments: tuple[Any, ...] = self._in_order(given + self._fixed)
+        return arguments
 
     def _ready(self, compiled: Any) -> "_Compiled":
         """Load a kernel that Triton compiled, and keep what its launches need.
 
-        They are as `JITFunction.run`'s, whose launch metadata and two hooks are for a profiler.
+        A launch's arguments are as in `JITFunction.run`. The Nones stand for launch metadata and two hooks,
+        which are for a profiler, and for two scratch buffers, which these kernels don't need.
         """
         run = compiled.run  # reading this property loads the kernel
         function, metadata = compiled.function, compiled.packed_metadata
@@ -121,7 +131,7 @@ class Kernel:
             return _Compiled(compiled, run.launch, rest)
 
         def launch(*parts: Any) -> None:
-            run(*parts[:-1], *self._all(parts[-1]))
+            run(*parts[:-1], *self._with_constants(parts[-1]))
 
         return _Compiled(compiled, launch, (function, metadata, None, None, None))
 
@@ -144,14 +154,14 @@ class _Compiled(NamedTuple):
     rest: tuple[Any, ...]
 
 
-def _watched(runtime: Any = knobs.runtime, compilation: Any = knobs.compilation) -> bool:
+def _watched(runtime: Any = knobs.runtime) -> bool:
     """Whether Triton has been asked to see or change launches."""
-    return bool(
-        runtime.launch_enter_hook.calls
-        or runtime.launch_exit_hook.calls
-        or runtime.debug
-        or compilation.instrumentation_mode
-    )
+    return bool(runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls or _changed())
+
+
+def _changed(runtime: Any = knobs.runtime, compilation: Any = knobs.compilation) -> bool:
+    """Whether Triton has been asked to compile other code than usual."""
+    return bool(runtime.debug or compilation.instrumentation_mode)
 
 
 def capturing(tensor: Tensor) -> bool:

@@ -1,5 +1,6 @@
 """Captured steps: which device captures, what may be loaded, which numbers a replay draws."""
 
+import contextlib
 import functools
 import gc
 
@@ -9,6 +10,7 @@ from cases import apply, assert_same, eager_modules, representatives
 from torch import nn
 
 import fusedact
+from fusedact import functional as F
 from fusedact.activations import Saves
 from tests.simulator import gpu
 
@@ -47,6 +49,40 @@ def test_misaligned_pointers_load_nothing_new(activation, place, device):
         first = replayed(graph, y) != 0
         assert not torch.equal(replayed(graph, y) != 0, first)
         assert torch.equal(dx != 0, y != 0)
+
+
+@contextlib.contextmanager
+def hook():
+    """A launch hook of Triton's, as a profiler adds one."""
+    from triton import knobs
+
+    def see(metadata):
+        pass
+
+    knobs.runtime.launch_enter_hook.add(see)
+    try:
+        yield
+    finally:
+        knobs.runtime.launch_enter_hook.remove(see)
+
+
+def test_compiled_code_is_captured_after_a_warm_up_under_a_hook(nothing_loaded):
+    compiled = torch.compile(functools.partial(F.silu_dropout, p=0.4), backend="aot_eager")
+    x, dy = torch.ones(3000, device="cuda", requires_grad=True), torch.ones(3000, device="cuda")
+
+    def step():
+        y = compiled(x)
+        return y.detach(), torch.autograd.grad(y, x, dy)[0]
+
+    with hook():
+        step(), step()
+    graph, (y, dx) = capture(step)
+    y.fill_(7), dx.fill_(7)
+    graph.replay()
+    assert 0.3 < (y == 0).float().mean() < 0.5
+    assert torch.equal(y == 0, dx == 0)
+    with hook(), pytest.raises(RuntimeError, match="capture without launch hooks"):
+        capture(step)
 
 
 @representatives
