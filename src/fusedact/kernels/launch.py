@@ -61,6 +61,8 @@ def backward(
 ) -> bool:
     """Write dx from dy, the packed bits and the saved x or y, all dense in the same layout.
 
+    `saved` is None if the kernel reads neither x nor y.
+
     Returns:
         False if a graph captures and the kernel isn't loaded, so that nothing was launched.
     """

@@ -145,7 +145,7 @@ class _Compiled(NamedTuple):
 
     Attributes:
         kernel: kept, since its end unloads the function.
-        launch: a function of Triton's.
+        launch: Triton's C function, or a wrapper around Triton's launcher, which takes other arguments.
         rest: its arguments that are the same at each launch.
     """
 
