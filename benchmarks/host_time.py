@@ -7,17 +7,21 @@ code is the same, launches apart, which do nothing there:
 
     SIMULATOR_EXECUTE=0 python -m tests.simulator --module benchmarks.host_time
 
-"module" is the fused module. "pair" is eager's pair of modules after `fusedact.fuse`. All take turns in short
-rounds, and the fastest round counts.
+"module" is the fused module. "pair" is eager's pair of modules after `fusedact.fuse`. In each round all are
+timed, in random order. A time is the median of the rounds. A ratio is the median of the rounds' ratios, since
+a round's times suffer alike from a machine that is slow for a while. The fastest rounds count too, apart.
 """
 
 import argparse
 import json
+import operator
 import os
 import platform
+import random
 import timeit
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -29,6 +33,7 @@ from benchmarks.machine import versions
 from fusedact.activations import ROWS, Activation
 from fusedact.rows import IDENTITY
 
+WARM = 3  # calls before the rounds: they compile, and find out what calls like them can share
 CALLS = 20  # per round
 N = 1024  # elements
 
@@ -46,15 +51,24 @@ def on_one_core() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
-def fastest(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return microseconds per call, by name, of each one's fastest round."""
-    times = dict.fromkeys(calls, float("inf"))
+def timed(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Any]:
+    """Return microseconds per call, by name, and their ratios to eager's, by "name / eager"."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
-        call()  # compiles
+        for _ in range(WARM):
+            call()
+    order, shuffle = list(calls), random.Random(0).shuffle
     for _ in range(rounds):
-        for name, call in calls.items():
-            times[name] = min(times[name], timeit.timeit(call, number=CALLS) / CALLS * 1e6)
-    return times
+        shuffle(order)
+        for name in order:
+            times[name].append(timeit.timeit(calls[name], number=CALLS) / CALLS * 1e6)
+    ratios = {
+        f"{name} / eager": median(map(operator.truediv, times[name], times["eager"]))
+        for name in calls
+        if name != "eager"
+    }
+    fastest = {f"fastest {name}": min(each) for name, each in times.items()}
+    return {**{name: median(each) for name, each in times.items()}, **ratios, **fastest}
 
 
 def _step(layer: nn.Module, device: torch.device, backward: bool) -> Callable[[], object]:
@@ -83,20 +97,23 @@ def measure(activations: Sequence[Activation], rounds: int) -> list[dict[str, An
         for backward in (False, True):
             steps = {name: _step(layer, device, backward) for name, layer in layers.items()}
             direction = "forward and backward" if backward else "forward"
-            rows.append({"activation": activation.name, "direction": direction, **fastest(steps, rounds)})
+            rows.append({"activation": activation.name, "direction": direction, **timed(steps, rounds)})
     return rows
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the rows as a Markdown table."""
     lines = [
-        "| activation | direction | eager, us | module, us | pair, us | module / eager | pair / eager |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "| activation | direction | eager, us | module, us | pair, us | module / eager | pair / eager "
+        "| module / eager, fastest | pair / eager, fastest |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
-        eager, module, pair = (row[name] for name in ("eager", "module", "pair"))
-        figures = f"{eager:.1f} | {module:.1f} | {pair:.1f} | {module / eager:.2f} | {pair / eager:.2f}"
-        lines.append(f"| {row['activation']} | {row['direction']} | {figures} |")
+        fastest = [row[f"fastest {name}"] / row["fastest eager"] for name in ("module", "pair")]
+        ratios = [row["module / eager"], row["pair / eager"], *fastest]
+        cells = [row["activation"], row["direction"]]
+        cells += [f"{row[name]:.1f}" for name in ("eager", "module", "pair")]
+        lines.append(f"| {' | '.join(cells + [f'{ratio:.2f}' for ratio in ratios])} |")
     return "\n".join(lines)
 
 

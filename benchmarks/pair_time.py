@@ -5,7 +5,7 @@
 A pair is written in three ways: `self.drop(self.act(x))`, the same in two statements, and in an
 `nn.Sequential`. Each is called in three models: the plain one, the one that `fuse` returned, and one with the
 fused module in the pair's place. Measured is a forward, as by `benchmarks.host_time`, on a GPU or a simulated
-one.
+one. The table has the times of the fastest rounds.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import fusedact
-from benchmarks.host_time import CALLS, N, fastest, needed_gpu, on_one_core
+from benchmarks.host_time import CALLS, N, needed_gpu, on_one_core, timed
 from benchmarks.machine import versions
 from fusedact import rows
 
@@ -78,7 +78,7 @@ def measure(rounds: int) -> list[dict[str, Any]]:
         for way, (written, module) in _models(activation, fused).items():
             models = {"eager": written, "pair": fusedact.fuse(copy.deepcopy(written)), "module": module}
             calls = {name: functools.partial(model, x) for name, model in models.items()}
-            measured.append({"activation": name, "written": way, **fastest(calls, rounds)})
+            measured.append({"activation": name, "written": way, **timed(calls, rounds)})
     return measured
 
 
@@ -89,7 +89,8 @@ def table(measured: Sequence[dict[str, Any]]) -> str:
         "|---|---|---:|---:|---:|---:|",
     ]
     for row in measured:
-        times = row["eager"], row["module"], row["pair"], row["pair"] - row["module"]
+        times = [row[f"fastest {name}"] for name in ("eager", "module", "pair")]
+        times.append(times[2] - times[1])
         cells = " | ".join(f"{time:.1f}" for time in times)
         lines.append(f"| {row['activation']} | {row['written']} | {cells} |")
     return "\n".join(lines)

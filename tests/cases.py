@@ -195,7 +195,7 @@ def fused(
     rng: str = "eager",
 ) -> Tensor:
     configuration = configured(activation, x, p, rng, inplace=inplace)
-    return autograd.fused(x, configuration, PhiloxState(SEED, offset), inplace)
+    return autograd.fused(x, configuration, lambda: PhiloxState(SEED, offset), inplace)
 
 
 def bytes_kept(activation: Activation, itemsize: int, from_output: bool = False) -> float:

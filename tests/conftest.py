@@ -68,6 +68,7 @@ def _forget_kernels():
     configuration._forward_kernel.cache_clear()
     configuration._backward_kernel.cache_clear()
     dispatch.configured.cache_clear()
+    dispatch._latest.clear(), dispatch._shared.clear()
 
 
 @pytest.fixture

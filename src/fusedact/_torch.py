@@ -18,10 +18,12 @@ current_device: Callable[[], int] | None = getattr(torch._C, "_cuda_getDevice", 
 current_stream: Callable[[int], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 is_capturing: Callable[[], bool] | None = getattr(torch._C, "_cuda_isCurrentStreamCapturing", None)
 
+compiler: Any = torch.compiler  # its `_is_compiling_flag` is true while a graph is traced without Dynamo
 tracing_state: Callable[[], Any] = torch._C._get_tracing_state
 in_transforms: Callable[[], bool] = torch._C._are_functorch_transforms_active
 is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
 is_zero: Callable[[Tensor], bool] = Tensor._is_zerotensor
+is_functional: Callable[[Tensor], bool] = torch._is_functional_tensor
 
 function_modes: Callable[[], int] = torch._C._len_torch_function_stack
 
@@ -153,7 +155,9 @@ def quick_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     return apply
 
 
-_empty_on_gpu: Any = getattr(torch._C._dynamo.guards, "_empty_strided_cuda", None)
+_guards: Any = torch._C._dynamo.guards
+_empty_on_gpu: Any = getattr(_guards, "_empty_strided_cuda", None)
+_tensor_guards: Any = getattr(_guards, "TensorGuards", None)
 
 
 def allocator(like: Tensor) -> Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], Tensor]:
@@ -165,3 +169,20 @@ def allocator(like: Tensor) -> Callable[[tuple[int, ...], tuple[int, ...], torch
     if like.is_cuda and _empty_on_gpu is not None and current_device() == like.get_device():  # type: ignore[misc]
         return _empty_on_gpu  # type: ignore[no-any-return]
     return lambda shape, stride, dtype: torch.empty_strided(shape, stride, dtype=dtype, device=like.device)
+
+
+def guard(*tensors: Tensor) -> Callable[..., bool]:
+    """Return a function that tells, in one step, whether other tensors, none of them nested, are like these.
+
+    Compiled code sees by it whether it fits its inputs. It compares type, dtype, GPU, shape, strides,
+    `requires_grad` and dispatch keys. These tell layouts, negated views, functorch's tensors and tracing,
+    and whether functorch's transforms or autocast are active. A nested tensor would end the process, since it
+    has no strides. The same tensor twice is like nothing.
+    """
+    if _tensor_guards is None:
+        return lambda *_: False
+    sizes, strides = [list(t.shape) for t in tensors], [list(t.stride()) for t in tensors]
+    check: Callable[..., bool] = _tensor_guards(
+        *tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides
+    ).check
+    return check

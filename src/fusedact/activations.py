@@ -19,6 +19,7 @@ from .checks import check_finite
 
 Ranges = tuple[tuple[float, float], ...]  # intervals of inputs, both ends included
 _NOTHING: Any = object()
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _NEGATIVE: Ranges = ((-inf, 0.0),)
 # Arguments and attributes of all fused functions and modules.
 _TAKEN = ("self", "input", "p", "training", "inplace", "rng", "row")
@@ -181,7 +182,7 @@ class Activation:
         Raises:
             ValueError: a value is not a finite number, not one of the choices, or against the row's rule.
         """
-        if len(values) > 1 or torch.compiler.is_compiling():  # compiled code must not depend on other calls
+        if len(values) > 1 or _is_dynamo_compiling():  # compiled code must not depend on other calls
             return self._bind(values)
         value = values[0] if values else _NOTHING
         latest, bound = self._latest

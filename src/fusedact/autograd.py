@@ -1,7 +1,9 @@
 """The fused kernels as a differentiable call, on tensors of any layout."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,49 +12,100 @@ from . import _torch
 from .activations import Saves
 from .kernels import launch
 from .kernels.configuration import LaunchConfiguration, unpack
-from .masks.generator import PhiloxState
+from .masks.generator import PhiloxState, reserver
 from .masks.plan import scales
 from .watcher import Counter
 
 # Looked up once, since every call uses them and a lookup takes host time.
-_grad_enabled = torch.is_grad_enabled
-_in_transforms, _is_batched, _is_zero = _torch.in_transforms, _torch.is_batched, _torch.is_zero
+_grad_enabled, _current_device = torch.is_grad_enabled, _torch.current_device
+_forward_ad = torch.autograd.forward_ad
 _int32 = torch.int32
 
 
-class _Call(NamedTuple):
-    """The facts about one call that forward and backward need.
+class Call:
+    """What forward and backward need of a call. Usual calls with inputs alike share one, to save host time.
 
     Attributes:
         configuration: the launch configuration.
-        state: the Philox state.
         inplace: the result is written into the input.
-        stride: the input's stride; None if it is contiguous.
         counters: the monitors' counters of the input's signs.
+        device: the number of the GPU.
+        layout: the shape, stride and dtype of input and result.
+        stride: their stride; None if they are contiguous.
+        bits_layout: the shape, stride and dtype of the packed bits.
+        empty: allocates memory of a layout on the GPU, if that is the current one.
+        reserve: returns the Philox state; of a shared call seed and offset.
+        forward: `launch.forward` for the configuration; of a shared call `launch.forward_on`'s.
+        takes: whether an input is like the one that a shared call was made for; None for other calls.
+        fits: whether the gradient and the saved tensors are like those of the latest backward, so that none
+            has to be checked or copied; None for calls that aren't shared, and before.
+        backward: `launch.backward` for the configuration; with `fits` `launch.backward_on`'s.
     """
 
-    configuration: LaunchConfiguration
-    state: PhiloxState
-    inplace: bool
-    stride: Sequence[int] | None
-    counters: tuple[Counter, ...]
+    __slots__ = (
+        "backward",
+        "bits_layout",
+        "configuration",
+        "counters",
+        "device",
+        "empty",
+        "fits",
+        "forward",
+        "inplace",
+        "layout",
+        "reserve",
+        "stride",
+        "takes",
+    )
+
+    def __init__(
+        self,
+        input: Tensor,
+        configuration: LaunchConfiguration,
+        reserve: Callable[[], tuple[Any, ...]],
+        inplace: bool = False,
+        counters: tuple[Counter, ...] = (),
+    ) -> None:
+        self.configuration, self.inplace, self.counters = configuration, inplace, counters
+        self.device, self.layout = input.get_device(), (tuple(input.shape), input.stride(), input.dtype)
+        self.stride = None if input.is_contiguous() else input.stride()
+        self.bits_layout = configuration.bits_shape, configuration.bits_stride, _int32
+        self.empty, self.reserve = _torch.allocator(input), reserve
+        self.forward: Callable[..., None] = functools.partial(launch.forward, configuration)
+        self.backward: Callable[..., bool] = functools.partial(launch.backward, configuration)
+        self.takes: Callable[[Tensor], bool] | None = None
+        self.fits: Callable[..., bool] | None = None
+
+    @classmethod
+    def shared(cls, input: Tensor, configuration: LaunchConfiguration) -> "Call | None":
+        """Return a call for inputs like this, or None.
+
+        None stands for an input that has to be copied first, and for a kernel that isn't loaded.
+        """
+        if not is_dense(input) or not is_ordered(input, configuration):
+            return None
+        device = input.get_device()
+        forward = launch.forward_on(device, configuration)
+        if forward is None:
+            return None
+        call = cls(input, configuration, reserver(device, configuration.plan))
+        call.forward, call.takes = forward, _torch.guard(input)
+        return call
+
+    def run(self, input: Tensor) -> Tensor:
+        """Run the kernels on `input` as a differentiable call."""
+        return _apply(input, self)  # type: ignore[no-any-return]
 
 
 def fused(
     input: Tensor,
     configuration: LaunchConfiguration,
-    state: PhiloxState,
+    reserve: Callable[[], PhiloxState],
     inplace: bool,
     counters: tuple[Counter, ...] = (),
 ) -> Tensor:
-    """Run the kernels configured for `input`, with the reserved random numbers, as a differentiable call."""
-    contiguous = input.is_contiguous() and not input.is_neg()
-    if contiguous and not inplace:  # the usual case, which needs none of the checks below
-        return _apply(  # type: ignore[no-any-return]
-            input, tuple.__new__(_Call, (configuration, state, False, None, counters))
-        )
-    dense = contiguous or is_dense(input)
-    ordered = contiguous or configuration.plan.in_memory_order
+    """Run the kernels configured for `input` as a differentiable call; `reserve` returns the Philox state."""
+    dense, ordered = is_dense(input), is_ordered(input, configuration)
     if inplace and (
         not dense
         or not ordered
@@ -60,23 +113,29 @@ def fused(
         or (input.is_leaf and input.requires_grad and torch.is_grad_enabled())
     ):
         # The kernel can't overwrite the input, backward reads the input, or autograd is about to refuse.
-        return input.copy_(fused(input.clone(), configuration, state, False, counters))
+        return input.copy_(fused(input.clone(), configuration, reserve, False, counters))
     # The copy has the layout that eager's activation would give its output.
     x = input if dense else input.clone(memory_format=torch.preserve_format)
     numbered = x if ordered else x.contiguous()
-    output: Tensor = _apply(numbered, _Call(configuration, state, inplace, numbered.stride(), counters))
+    output = Call(numbered, configuration, reserve, inplace, counters).run(numbered)
     return output if ordered else torch.empty_like(x).copy_(output)
 
 
 def is_dense(input: Tensor) -> bool:
     """Whether the elements fill memory without gaps or overlaps, and memory holds their values."""
-    return torch.ops.aten.is_non_overlapping_and_dense.default(input) and not input.is_neg()
+    dense = input.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense.default(input)
+    return dense and not input.is_neg()
+
+
+def is_ordered(input: Tensor, configuration: LaunchConfiguration) -> bool:
+    """Whether the plan numbers a dense input's elements in memory order."""
+    return configuration.plan.in_memory_order or input.is_contiguous()
 
 
 def ordered_as(input: Tensor, stride: Sequence[int] | None) -> Tensor:
     """Return `input` if it has that stride (None: contiguous) and real memory, else a copy that has both."""
     ordered = input.is_contiguous() if stride is None else input.stride() == tuple(stride)
-    if ordered and not input.is_neg() and not _is_zero(input):
+    if ordered and not input.is_neg() and not _torch.is_zero(input):
         return input
     if stride is None:
         return torch.empty_like(input, memory_format=torch.contiguous_format).copy_(input)
@@ -87,14 +146,12 @@ class _Fused(torch.autograd.Function):
     """The forward and backward kernels as one differentiable function."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, call: _Call) -> Tensor:
-        configuration = call.configuration
-        empty = _torch.allocator(x)
-        y = x if call.inplace else empty(tuple(x.shape), x.stride(), x.dtype)
-        shape, stride = configuration.bits_shape, configuration.bits_stride
-        bits = empty(shape, stride, _int32)
-        signs = empty(shape, stride, _int32) if configuration.stores_signs else None
-        launch.forward(configuration, x, y, call.state, bits, signs)
+    def forward(ctx: Any, x: Tensor, call: Call) -> Tensor:
+        configuration, empty = call.configuration, call.empty
+        y = x if call.inplace else empty(*call.layout)
+        bits = empty(*call.bits_layout)
+        signs = empty(*call.bits_layout) if configuration.stores_signs else None
+        call.forward(x, y, call.reserve(), bits, signs)
         for count in call.counters:
             count(bits if signs is None else signs)
         if call.inplace:
@@ -105,48 +162,72 @@ class _Fused(torch.autograd.Function):
             ctx.save_for_backward(bits, y)
         else:
             ctx.save_for_backward(bits)
-        ctx.call = call  # one attribute in place of five, since each assignment takes host time
+        ctx.call = call
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         call = ctx.call
-        configuration, stride = call.configuration, call.stride
-        bits, value = (*ctx.saved_tensors, None)[:2]
-        bits = _as_saved(bits, dy, _int32, configuration.bits_shape, None)
-        if value is not None:
-            value = _as_saved(value, dy, dy.dtype, dy.shape, stride)
+        tensors = dy, *ctx.saved_tensors
         if (
-            _grad_enabled()  # under create_graph=True
-            or _in_transforms()
-            or _is_batched(dy)  # is_grads_batched=True
+            call.fits is None
+            or tensors[1].is_nested  # saved tensors, for which hooks may give back anything
+            or tensors[-1].is_nested
+            or not call.fits(*tensors)
+            or _grad_enabled()
+            or _forward_ad._current_level >= 0
+            or _current_device() != call.device  # type: ignore[misc]
         ):
-            return _composed_backward(call, dy, bits, value), None
-        dy = ordered_as(dy, stride)
-        dx = _torch.allocator(dy)(tuple(dy.shape), dy.stride(), dy.dtype)
-        if not launch.backward(configuration, dy, value, bits, dx):
-            return _composed_backward(call, dy, bits, value), None
+            return _checked_backward(call, *tensors), None
+        dx = call.empty(*call.layout)
+        if not call.backward(dx, *tensors):
+            return _composed_backward(call, *tensors), None
         return dx, None
 
 
 _apply = _torch.quick_apply(_Fused)
 
 
-def _as_saved(
-    tensor: Tensor, dy: Tensor, dtype: torch.dtype, shape: tuple[int, ...], stride: Sequence[int] | None
-) -> Tensor:
-    """Return a tensor that forward saved, in its layout there, which saved-tensor hooks may have changed."""
-    if tensor.dtype is not dtype or tensor.get_device() != dy.get_device() or tensor.shape != shape:
-        wanted = f"a tensor of shape {tuple(shape)}, {dtype}, on {dy.device}"
-        raise RuntimeError(
-            f"saved_tensors_hooks must give back what they got, {wanted}, but gave "
-            f"one of shape {tuple(tensor.shape)}, {tensor.dtype}, on {tensor.device}. "
-            "Undo in the unpack hook what the pack hook does"
-        )
-    return ordered_as(tensor, stride)
+def _checked_backward(call: Call, dy: Tensor, *saved: Tensor) -> Tensor:
+    """Return the gradient, whatever the tensors and the circumstances."""
+    given, saved = (dy, *saved), _as_saved(call, dy, saved)
+    if (
+        _grad_enabled()  # under create_graph=True
+        or _torch.in_transforms()
+        or _torch.is_batched(dy)  # is_grads_batched=True
+        or _forward_ad._current_level >= 0
+    ):
+        return _composed_backward(call, dy, *saved)
+    tensors = ordered_as(dy, call.stride), *saved
+    backward = None
+    if call.takes is not None and all(map(operator.is_, tensors, given)):
+        backward = launch.backward_on(call.device, call.configuration)
+    if backward is not None:
+        call.backward, call.fits = backward, _torch.guard(*given)
+    dx = _torch.allocator(dy)(*call.layout)
+    launched = launch.backward(call.configuration, dx, *tensors)
+    return dx if launched else _composed_backward(call, *tensors)
 
 
-def _composed_backward(call: _Call, dy: Tensor, bits: Tensor, value: Tensor | None) -> Tensor:
+def _as_saved(call: Call, dy: Tensor, saved: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return what forward saved, in its layout there, which saved-tensor hooks may have changed."""
+    shape, _, dtype = call.layout
+    kinds = (call.configuration.bits_shape, _int32, None), (shape, dtype, call.stride)
+    ordered = []
+    for tensor, (wanted_shape, wanted_dtype, stride) in zip(saved, kinds, strict=False):
+        right = tensor.dtype is wanted_dtype and tensor.get_device() == dy.get_device()
+        if not right or tensor.is_nested or tensor.shape != wanted_shape:
+            got = "a nested tensor" if tensor.is_nested else f"one of shape {tuple(tensor.shape)}"
+            raise RuntimeError(
+                f"saved_tensors_hooks must give back what they got, a tensor of shape {wanted_shape}, "
+                f"{wanted_dtype}, on {dy.device}, but gave {got}, {tensor.dtype}, on {tensor.device}. "
+                "Undo in the unpack hook what the pack hook does"
+            )
+        ordered.append(ordered_as(tensor, stride))
+    return tuple(ordered)
+
+
+def _composed_backward(call: Call, dy: Tensor, bits: Tensor, value: Tensor | None = None) -> Tensor:
     """Compute the gradient in PyTorch's operations, for second derivatives and batched gradients.
 
     `value` is the saved input or output, if backward reads it.

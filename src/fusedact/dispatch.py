@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from . import _torch, kernels, operators
 from .activations import Activation, Saves
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 DTYPES = plans.DTYPES
 # Looked up once, since every call uses them and a lookup takes host time.
-_is_compiling = torch.compiler.is_compiling
+_compiler = _torch.compiler
+_is_compiling, _is_dynamo_compiling = _compiler.is_compiling, _compiler.is_dynamo_compiling
 _is_capturing = _torch.is_capturing
 _strided = torch.strided
 _current_device = _torch.current_device
@@ -52,6 +54,10 @@ def activation_dropout(
         rng: the mapping from generator to mask, one of `RNGS`.
         watchers: the monitors' parts that count the input.
     """
+    if training is True and inplace is False and not watchers:
+        result = repeated(row, input, values, p, rng)
+        if result is not None:
+            return result
     if type(p) is not float or not 0.0 <= p <= 1.0:  # a call of check_probability takes longer
         p = check_probability(p)
     if type(training) is not bool or type(inplace) is not bool or rng not in RNGS:
@@ -60,7 +66,7 @@ def activation_dropout(
         check_rng(rng)
     if watchers:
         watchers = tuple(watcher for watcher in watchers if watcher.wants(training))
-    if training and 0 < p < 1 and runs_kernels(input):
+    if training and 0 < p < 1:
         result = by_kernels(row, input, values, p, inplace, rng, watchers)
         if result is not None:
             return result
@@ -72,6 +78,38 @@ def activation_dropout(
     return composition(row, input, values, p, training, inplace)
 
 
+def repeated(row: Activation, input: Any, values: tuple[float, ...], p: float, rng: str) -> Tensor | None:
+    """Return the kernels' result if earlier usual calls with these arguments had inputs like this, else None.
+
+    It takes less host time than `by_kernels`: a guard compares the inputs in one step. Checked apart is what
+    the guard doesn't tell. The caller has checked that the call is a usual one: in training, out of place,
+    without watchers.
+    """
+    kind = type(input)
+    if (kind is not Tensor and kind is not Parameter) or type(p) is not float or type(rng) is not str:
+        return None
+    if _is_dynamo_compiling() or _compiler._is_compiling_flag:
+        return None
+    n = input.numel()
+    if type(n) is not int:  # but symbolic
+        return None
+    key = row, values, n, p, rng
+    call = _latest.get(key)
+    if call is None or input.is_nested:
+        return None
+    if not call.takes(input):
+        call = _shared.get((*key, *_kind(input))) if runs_kernels(input) else None
+        if call is None or not call.takes(input):
+            return None
+        _latest[key] = call
+    if input.data_ptr() & 15 or _forward_ad._current_level >= 0:  # PyTorch's mask can depend on the alignment
+        return None
+    if _current_device() != call.device:  # type: ignore[misc]
+        with torch.cuda.device(call.device):
+            return repeated(row, input, values, p, rng)
+    return None if _is_capturing() else call.run(input)  # type: ignore[misc]
+
+
 def by_kernels(
     row: Activation,
     input: Tensor,
@@ -81,17 +119,22 @@ def by_kernels(
     rng: str,
     watchers: Watchers,
 ) -> Tensor | None:
-    """Return the kernels' result; None if eager PyTorch must compute it.
+    """Return the kernels' result; None if they can't run and the caller must compute it with PyTorch.
 
-    The caller has checked `runs_kernels(input)` and `0 < p < 1`, and that all watchers want this call.
+    The caller has checked `0 < p < 1`, and that all watchers want this call.
     """
+    if not runs_kernels(input):
+        return None
     device = input.get_device()
     if _current_device() != device:  # type: ignore[misc]
         # The code below uses the current GPU's capture state and stream.
         with torch.cuda.device(device):
             return by_kernels(row, input, values, p, inplace, rng, watchers)
     if row.widens and _torch.is_widened(input):
-        result = by_kernels(row, input.float(), values, p, False, rng, watchers)
+        wide = input.float()
+        result = None if watchers else repeated(row, wide, values, p, rng)
+        if result is None:
+            result = by_kernels(row, wide, values, p, False, rng, watchers)
         return input.copy_(result) if inplace and result is not None else result
     alignment = 16
     if row.saves is Saves.MASK and rng == "eager" and not input.is_neg():
@@ -113,15 +156,45 @@ def by_kernels(
     )
     if configuration is None:
         return None
+    reserve = generator.reserve
     if _is_capturing():  # type: ignore[misc]
         differentiable = input.requires_grad and torch.is_grad_enabled()
         if not launches().ready_to_capture(configuration, device, differentiable):
             return None
-        state = generator.reserve_in_capture(device, configuration.plan)
-    else:
-        state = generator.reserve(device, configuration.plan)
+        reserve = generator.reserve_in_capture
     counters = _counters(watchers, input, configuration) if watchers else ()
-    return _autograd().fused(input, configuration, state, inplace, counters)  # type: ignore[no-any-return]
+    reserved = functools.partial(reserve, device, configuration.plan)
+    output: Tensor = _autograd().fused(input, configuration, reserved, inplace, counters)
+    if not (inplace or watchers or input.data_ptr() & 15):
+        _share((row, values, input.numel(), p, rng), input, configuration)
+    return output
+
+
+# What usual calls share, an `autograd.Call`, by row, parameters, number of elements, p and rng: the latest.
+# Then all, by the input's kind too. None stands for a kind with a single call so far, since to prepare takes
+# time that inputs which change at every call aren't worth.
+_latest: dict[tuple[Any, ...], Any] = {}
+_shared: dict[tuple[Any, ...], Any] = {}
+_MOST = 4096
+
+
+def _kind(input: Tensor) -> tuple[Any, ...]:
+    """Return what tells inputs apart that have as many elements."""
+    return input.shape, input.stride(), input.dtype, input.get_device(), input.requires_grad
+
+
+def _share(key: tuple[Any, ...], input: Tensor, configuration: "LaunchConfiguration") -> None:
+    """Prepare at the second call for more of its kind."""
+    whole = *key, *_kind(input)
+    if whole in _shared:
+        call = _shared[whole] = _autograd().Call.shared(input, configuration)
+        if call is not None:
+            _latest[key] = call
+        return
+    if len(_shared) >= _MOST:
+        _shared.clear()
+        _latest.clear()
+    _shared[whole] = None
 
 
 @functools.lru_cache(maxsize=4096)
@@ -199,11 +272,12 @@ def runs_kernels(input: Tensor) -> bool:
     # A subclass (DTensor, FakeTensor), a functorch transform, forward-mode differentiation, a tracer
     # and a compiler have to see PyTorch operators, and a kernel launch is none.
     return (
-        (type(input) is Tensor or type(input) is torch.nn.Parameter)
+        (type(input) is Tensor or type(input) is Parameter)
         and not _is_compiling()
         and input.is_cuda
         and input.layout is _strided
         and not input.is_nested
+        and not _torch.is_functional(input)
         and _tracing_state() is None
         and _forward_ad._current_level < 0
         and not _in_transforms()
@@ -217,7 +291,7 @@ def runs_operators(input: Tensor) -> bool:
     return (
         torch.compiler.is_compiling()
         and input.device.type == operators.DEVICE
-        and (type(input) is Tensor or type(input) is torch.nn.Parameter)
+        and (type(input) is Tensor or type(input) is Parameter)
         and not input.is_nested
         and torch._C._get_tracing_state() is None
         and not torch._C._are_functorch_transforms_active()

@@ -140,7 +140,7 @@ def _backward(
     if dy.numel() > 0:
         configuration = _configured(activation, dy.dtype, dy.numel(), tuple(values), p, rng)
         saved = ordered_as(x, stride) if x is not None and configuration.saves_input else None
-        if not launch.backward(configuration, ordered_as(dy, stride), saved, bits, dx):
+        if not launch.backward(configuration, dx, ordered_as(dy, stride), bits, saved):
             raise RuntimeError(launch.NOT_LOADED)
     return dx
 

@@ -72,7 +72,7 @@ def _check(row: Activation, values: tuple[float, ...], x: Tensor, dy: Tensor, rn
     configuration = configure(row, dtype, n, values, p, plan)
     assert configuration is not None, f"{row.name}: the parameters {values} are beyond float32"
     leaf = x.clone().requires_grad_()
-    y = autograd.fused(leaf, configuration, PhiloxState(_SEED, _OFFSET), False)
+    y = autograd.fused(leaf, configuration, lambda: PhiloxState(_SEED, _OFFSET), False)
     (dx,) = torch.autograd.grad(y, leaf, dy)
     expected = composition.forward(row, x, values, p, keep, "fast")
     gradient = composition.backward(row, x, values, p, keep, dy, "fast")

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from cases import DTYPES, EVERY, activations, eager_modules, fused_module, public, values
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import fusedact
 from fusedact import FusedELUDropout, FusedLeakyDropout, FusedReLUDropout, rows
@@ -262,8 +264,9 @@ def test_bad_input(activation, input, match):
 def test_bad_flags(activation):
     with pytest.raises(ValueError, match=r"rng='fats': it must be 'eager' or 'fast'"):
         module(activation, rng="fats")
-    with pytest.raises(ValueError, match="rng=None: "):
-        function(activation, torch.ones(3), rng=None)
+    for value in (None, ["eager"]):
+        with pytest.raises(ValueError, match=f"rng={re.escape(repr(value))}: "):
+            function(activation, torch.ones(3), rng=value)
     with pytest.raises(TypeError, match=r"inplace=0\.2: it must be True or False"):
         module(activation, inplace=0.2)
     with pytest.raises(TypeError, match="training=1: it must be True or False"):
@@ -351,3 +354,10 @@ def test_fused_module_cases_have_no_default_parameter():
         for parameter in activation.parameters:
             if parameter.choices is None:
                 assert getattr(layer, parameter.name) != parameter.default
+
+
+def test_a_trace_with_symbolic_sizes():
+    """Within functorch's transforms a plain tensor has a symbolic number of elements."""
+    layer = FusedReLUDropout(0.0)
+    graph = make_fx(torch.func.grad(lambda x: layer(x).sum()), tracing_mode="symbolic")(torch.randn(8, 4))
+    assert torch.equal(graph(torch.ones(6, 4)), torch.ones(6, 4))

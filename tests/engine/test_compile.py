@@ -27,7 +27,7 @@ def calls(activation, dtype, n, rng):
     number, bits = empty(1, dtype=torch.int64), empty(made.bits_shape, dtype=torch.int32)
     for state in (PhiloxState(n % 7, 4 * n), PhiloxState(0, 8, (number, number))):
         launch.forward(made, x, x, state, bits)
-    launch.backward(made, x, x if activation.saves is Saves.INPUT else None, bits, x)
+    launch.backward(made, x, x, bits, x if activation.saves is Saves.INPUT else None)
     return made
 """
 
@@ -93,17 +93,17 @@ bits = torch.empty(made.bits_shape, dtype=torch.int32)
 launch.forward(made, x, x, PhiloxState(1, 0), bits)
 assert launch.ready_to_capture(made, -1, False)
 assert not launch.ready_to_capture(made, -1, True)
-launch.backward(made, x, None, bits, x)
+launch.backward(made, x, x, bits)
 assert launch.ready_to_capture(made, -1, True)
 loads = launches.copy()
 launch.forward(made, x, x, PhiloxState(0, 0, (bits, bits)), bits)
-assert launches[len(loads)][1][5] is made.in_graphs._compiled[-1].kernel.packed_metadata
+assert launches[len(loads)][1][5] is made.in_graphs._loaded[-1].kernel.packed_metadata
 
 # Other code than usual isn't kept.
 configuration._backward_kernel.cache_clear()
 made = configuration.configure(rows.RELU, x.dtype, 4096, (), 0.5, eager_plan(4096, 4, 132, 2048))
 triton.knobs.runtime.debug = True
-launch.backward(made, x, None, bits, x)
+launch.backward(made, x, x, bits)
 triton.knobs.runtime.debug = False
 assert not launch.ready_to_capture(made, -1, True)
 """

@@ -142,7 +142,7 @@ def test_bytes_kept_for_backward(activation, rng, dtype, inplace, device):
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         plan = make_plan(x, rng, (132, 2048))
         configuration = configured(activation, x, 0.5, rng, plan, inplace)
-        autograd.fused(x * 1.0 if inplace else x, configuration, PhiloxState(SEED, OFFSET), inplace)
+        autograd.fused(x * 1.0 if inplace else x, configuration, lambda: PhiloxState(SEED, OFFSET), inplace)
     # In place it is the output that ELU keeps, which the next layer keeps anyway.
     assert sum(t.numel() * t.element_size() for t in kept) == n * bytes_kept(activation, dtype.itemsize)
 
@@ -180,7 +180,7 @@ def test_bytes_that_a_net_of_three_layers_keeps(device):
         def fused_layer(x, activation=activation, inplace=inplace):
             plan = make_plan(x, processors=(132, 2048))
             configuration = configured(activation, x, 0.5, plan=plan, inplace=inplace)
-            return autograd.fused(x, configuration, PhiloxState(SEED, OFFSET), inplace)
+            return autograd.fused(x, configuration, lambda: PhiloxState(SEED, OFFSET), inplace)
 
         def eager_layer(x, activation=activation):
             return torch.nn.functional.dropout(activation.function(x, *values(activation)), 0.5)
@@ -341,7 +341,7 @@ def test_positions_past_2_to_the_31(activation, rng, vec, device, monkeypatch):
 
     dx = torch.empty_like(x)
     dx[here] = torch.nan
-    launch.backward(configuration, x, x if activation.saves is Saves.INPUT else None, bits, dx)
+    launch.backward(configuration, dx, x, bits, x if activation.saves is Saves.INPUT else None)
     expected = composition.backward(activation, x[here], values(activation), p, keep, x[here])
     torch.testing.assert_close(dx[here], expected, rtol=0, atol=4e-3)
 

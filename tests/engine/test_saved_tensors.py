@@ -56,8 +56,9 @@ def test_what_comes_back_in_another_layout(activation, inplace, create_graph, de
         (lambda saved: saved.to(torch.float16), "torch.float16"),
         (lambda saved: saved.cpu(), "on cpu"),
         (lambda saved: saved[:1], r"of shape \(1,"),
+        (lambda saved: torch.nested.as_nested_tensor([saved, saved]), "a nested tensor"),
     ],
-    ids=["dtype", "device", "shape"],
+    ids=["dtype", "device", "shape", "nested"],
 )
 def test_what_comes_back_as_another_tensor_is_refused(activation, create_graph, unpack, got, device):
     """A kernel would read its memory as if it were what was saved."""

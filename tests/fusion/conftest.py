@@ -13,11 +13,12 @@ def kernels(monkeypatch):
     calls = []
 
     def by_kernels(row, x, parameters, p, inplace, rng, watchers):
+        if type(x) not in (torch.Tensor, torch.nn.Parameter):
+            return None
         calls.append((row.name, parameters, p))
         for watcher in watchers:
             watcher(x)
         return composition(row, x, parameters, p, True, inplace)
 
     monkeypatch.setattr(recognise, "by_kernels", by_kernels)
-    monkeypatch.setattr(recognise, "runs_kernels", lambda x: type(x) in (torch.Tensor, torch.nn.Parameter))
     return calls

@@ -62,7 +62,6 @@ def child(connection, blob):
         return F.dropout(row.function(x, *values), p)
 
     recognise.by_kernels = by_kernels
-    recognise.runs_kernels = lambda x: True
     torch.manual_seed(1)
     model = pickle.loads(blob)
     connection.send((len(calls), model(X).tolist(), len(calls)))

@@ -15,15 +15,19 @@ from fusedact.fusion import recognise
 @pytest.fixture
 def calls(monkeypatch):
     """The rows of the calls that the kernels computed."""
-    calls, run = [], recognise.by_kernels
+    calls = []
 
-    def by_kernels(row, *rest):
-        result = run(row, *rest)
-        if result is not None:
-            calls.append(row.name)
-        return result
+    def counted(run):
+        def call(row, *rest):
+            result = run(row, *rest)
+            if result is not None:
+                calls.append(row.name)
+            return result
 
-    monkeypatch.setattr(recognise, "by_kernels", by_kernels)
+        return call
+
+    for name in ("by_kernels", "repeated"):
+        monkeypatch.setattr(recognise, name, counted(getattr(recognise, name)))
     return calls
 
 

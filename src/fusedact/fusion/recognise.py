@@ -63,7 +63,7 @@ _function_modes, _global_hooks = _torch.function_modes, _torch.global_hooks
 _hooks, _pre_hooks, _backward_hooks, _backward_pre_hooks = _global_hooks
 _calls_alone, _is_bare, _module_call = _torch.calls_alone, _torch.is_bare, _torch.module_call
 # Tests put others in their place.
-runs_kernels, by_kernels = dispatch.runs_kernels, dispatch.by_kernels
+by_kernels, repeated = dispatch.by_kernels, dispatch.repeated
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +173,11 @@ def _bound(known: Known, module: Any, producer: Any) -> Bound | None:
         return None
     if known.alone is not None:
         return known.alone
+    names = known.row.names
     try:
-        return known.row.bind(*[own[name] for name in known.row.names])
+        if len(names) == 1:  # as most rows with parameters: a loop takes longer
+            return known.row.bind(own[names[0]])
+        return known.row.bind(*[own[name] for name in names])
     except (KeyError, ValueError):  # a parameter is something else by now, or the call is about to raise
         return None
 
@@ -285,22 +288,21 @@ def saves(row: Activation | None) -> str:
 
 def fused(activated: Bound, x: Any, p: float, watchers: Watchers) -> Tensor | None:
     """One kernel's result for an activation and a dropout; None where no kernel computes what the two do."""
-    if runs_kernels(x):
-        run = by_kernels
-    elif (
-        torch.compiler.is_compiling()
-        and not _torch.is_exporting()
-        and dispatch.runs_operators(x)
-        and operators.can_compute(activated.row, activated.values, p, "eager")
-        and x.dtype in dispatch.DTYPES
-    ):
-        run = operators.activation_dropout
-    else:
-        return None
     if any(_global_hooks) or (_function_modes() and _torch.has_users_modes()):
         return None
     row, values = activated
-    return run(row, x, values, p, False, "eager", watchers)
+    result = None if watchers else repeated(row, x, values, p, "eager")
+    if result is None:
+        result = by_kernels(row, x, values, p, False, "eager", watchers)
+    if (
+        result is None
+        and dispatch.runs_operators(x)
+        and not _torch.is_exporting()
+        and operators.can_compute(row, values, p, "eager")
+        and x.dtype in dispatch.DTYPES
+    ):
+        result = operators.activation_dropout(row, x, values, p, False, "eager", watchers)
+    return result
 
 
 # Most pairs are two modules that nothing hangs on. These two functions look at each of them once.
@@ -330,7 +332,6 @@ def dropped(drop: Any, activated: Bound, x: Any) -> Tensor | None:
         own["training"] is not True
         or type(p) is not float
         or not 0.0 < p < 1.0
-        or not runs_kernels(x)
         or own.get("inplace") is not False
         or _Dropout.forward is not _dropout_forward
         or _Dropout.__call__ is not _module_call
@@ -343,4 +344,6 @@ def dropped(drop: Any, activated: Bound, x: Any) -> Tensor | None:
         or _function_modes()
     ):
         return None
-    return by_kernels(activated.row, x, activated.values, p, False, "eager", ())
+    row, values = activated
+    result = repeated(row, x, values, p, "eager")
+    return by_kernels(row, x, values, p, False, "eager", ()) if result is None else result

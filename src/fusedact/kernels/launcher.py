@@ -3,7 +3,7 @@
 import itertools
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -13,6 +13,9 @@ from triton import knobs
 from .. import _torch
 
 Grid = tuple[int, int, int]
+# Launches a loaded kernel with its grid and its arguments, tensors as addresses, on the current GPU. It
+# returns False if Triton has been asked to see or change launches.
+Launch = Callable[[Grid, tuple[Any, ...]], bool]
 
 _VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
 # compiled.run(*grid, stream, function, packed_metadata, launch_metadata, enter_hook, exit_hook, *arguments)
@@ -43,7 +46,7 @@ class Kernel:
         joined = sorted(names, key=lambda name: name in constants)  # the given ones, then the fixed ones
         self._in_order = operator.itemgetter(*map(joined.index, names))
         # By GPU, and by GPU and pointers where some are misaligned.
-        self._compiled: dict[Any, _Compiled] = {}
+        self._loaded: dict[Any, Launch] = {}
 
     def __call__(
         self, grid: Grid, tensors: tuple[Tensor, ...], scalars: tuple[float | int | Tensor, ...]
@@ -57,32 +60,18 @@ class Kernel:
         addresses = [tensor.data_ptr() for tensor in tensors]
         whole = [address % 16 == 0 for address in addresses]  # Triton specialises by multiples of 16
         key = device if all(whole) else (device, *whole)
-        arguments = *addresses, *scalars
-        if self.launch_loaded(grid, key, device, arguments):
-            return True
+        launch = self._loaded.get(key)
         with torch.cuda.device_of(tensors[0]):
-            if self.launch_loaded(grid, key, device, arguments):
+            if launch is not None and launch(grid, (*addresses, *scalars)):
                 return True
             if _KNOWN_LAUNCHER and capturing(tensors[0]):
                 return False
             self._launch_by_triton(device, key, grid, tensors, scalars)
             return True
 
-    def launch_loaded(self, grid: Grid, key: Any, device: int, arguments: tuple[Any, ...]) -> bool:
-        """Launch if the kernel is loaded on the current GPU, and Triton needn't see it; else return False.
-
-        Args:
-            grid: the grid.
-            key: the kernel's key in `_compiled`: `device`, if all addresses are multiples of 16.
-            device: the number of the GPU.
-            arguments: the tensors' addresses, which Triton takes in place of tensors, and the scalars.
-        """
-        compiled = self._compiled.get(key)
-        if compiled is None or _torch.current_device() != device or _watched():  # type: ignore[misc]
-            return False
-        _, launch, rest = compiled
-        launch(*grid, _torch.current_stream(device), *rest, arguments)  # type: ignore[misc]
-        return True
+    def on(self, device: int) -> Launch | None:
+        """Return the launch for pointers that are multiples of 16 on that GPU; None if it isn't loaded."""
+        return self._loaded.get(device)
 
     def _launch_by_triton(
         self, device: int, key: Any, grid: Grid, tensors: tuple[Any, ...], scalars: tuple[Any, ...]
@@ -93,9 +82,9 @@ class Kernel:
         # Debugging and instrumentation change the code, so it isn't kept.
         if not _KNOWN_LAUNCHER or _changed() or not hasattr(compiled, "packed_metadata"):
             return
-        self._compiled[key] = self._ready(compiled)
+        self._loaded[key] = self._ready(compiled, device)
         for kernel in (self, self._in_graphs):
-            if kernel is not None and device not in kernel._compiled:
+            if kernel is not None and device not in kernel._loaded:
                 kernel._load(device, grid, tensors, scalars)
 
     def _load(self, device: int, grid: Grid, tensors: tuple[Any, ...], scalars: tuple[Any, ...]) -> None:
@@ -103,21 +92,23 @@ class Kernel:
         pointers = [torch.int64] * (sum(self._given) - len(tensors) - len(scalars))
         given = (*(tensor.dtype for tensor in tensors), *scalars, *pointers)
         compiled = self._function.warmup(*self._with_constants(given), grid=grid, **self._options)
-        self._compiled[device] = self._ready(compiled)
+        self._loaded[device] = self._ready(compiled, device)
 
     def _with_constants(self, given: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return all arguments of the function in its order, the given and the compile-time ones."""
         arguments: tuple[Any, ...] = self._in_order(given + self._fixed)
         return arguments
 
-    def _ready(self, compiled: Any) -> "_Compiled":
-        """Load a kernel that Triton compiled, and keep what its launches need.
+    def _ready(self, compiled: Any, device: int) -> Launch:
+        """Load a kernel that Triton compiled, and return its launch on the current GPU, of the given number.
 
         A launch's arguments are as in `JITFunction.run`. The Nones stand for launch metadata and two hooks,
         which are for a profiler, and for two scratch buffers, which these kernels don't need.
         """
         run = compiled.run  # reading this property loads the kernel
         function, metadata = compiled.function, compiled.packed_metadata
+        start: Callable[..., Any]
+        rest: tuple[Any, ...]
         if (
             _KNOWN_FUNCTION
             and type(run).__name__ == "CudaLauncher"
@@ -128,40 +119,43 @@ class Kernel:
             modes = run.launch_cooperative_grid, run.launch_pdl
             kinds = [*itertools.compress(run.arg_annotations, self._given)]
             rest = function, *modes, metadata, None, None, None, None, None, kinds, run.kernel_signature
-            return _Compiled(compiled, run.launch, rest)
+            start = run.launch
+        else:
+            rest = function, metadata, None, None, None
 
-        def launch(*parts: Any) -> None:
-            run(*parts[:-1], *self._with_constants(parts[-1]))
+            def start(*parts: Any) -> None:
+                run(*parts[:-1], *self._with_constants(parts[-1]))
 
-        return _Compiled(compiled, launch, (function, metadata, None, None, None))
+        runtime, compilation, stream = knobs.runtime, knobs.compilation, _torch.current_stream
+
+        def launch(grid: Grid, arguments: tuple[Any, ...]) -> bool:
+            if (  # `_watched()`, which would take longer
+                runtime.launch_enter_hook.calls
+                or runtime.launch_exit_hook.calls
+                or runtime.debug
+                or compilation.instrumentation_mode
+            ):
+                return False
+            start(*grid, stream(device), *rest, arguments)  # type: ignore[misc]
+            return True
+
+        launch.kernel = compiled  # type: ignore[attr-defined]  # kept, since its end unloads the function
+        return launch
 
     def loaded(self, device: int) -> bool:
         """Whether a launch on that GPU with aligned pointers needs nothing loaded."""
-        return device in self._compiled and not _watched()
+        return device in self._loaded and not _watched()
 
 
-class _Compiled(NamedTuple):
-    """A compiled and loaded kernel. A launch is `launch(*grid, stream, *rest, arguments)`.
-
-    Attributes:
-        kernel: kept, since its end unloads the function.
-        launch: Triton's C function, or a wrapper around Triton's launcher, which takes other arguments.
-        rest: its arguments that are the same at each launch.
-    """
-
-    kernel: Any
-    launch: Callable[..., None]
-    rest: tuple[Any, ...]
-
-
-def _watched(runtime: Any = knobs.runtime) -> bool:
-    """Whether Triton has been asked to see or change launches."""
-    return bool(runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls or _changed())
-
-
-def _changed(runtime: Any = knobs.runtime, compilation: Any = knobs.compilation) -> bool:
+def _changed() -> bool:
     """Whether Triton has been asked to compile other code than usual."""
-    return bool(runtime.debug or compilation.instrumentation_mode)
+    return bool(knobs.runtime.debug or knobs.compilation.instrumentation_mode)
+
+
+def _watched() -> bool:
+    """Whether Triton has been asked to see or change launches."""
+    hooks = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    return _changed() or any(hook.calls for hook in hooks)
 
 
 def capturing(tensor: Tensor) -> bool:

@@ -1,6 +1,7 @@
 """Philox states for calls, reserved from the generator of the tensor's CUDA device."""
 
 import threading
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -28,13 +29,22 @@ class PhiloxState(NamedTuple):
 
 def reserve(device: int, plan: Plan) -> PhiloxState:
     """Reserve the numbers of one call on that GPU. Host integers only: no kernel, no synchronisation."""
+    return PhiloxState(*reserver(device, plan)())
+
+
+def reserver(device: int, plan: Plan) -> Callable[[], tuple[int, int]]:
+    """Return a function that reserves as `reserve` does, in less time, and returns seed and offset."""
     generator = torch.cuda.default_generators[device]
-    with _lock:
-        offset = generator.get_offset()
-        generator.set_offset(offset + plan.increment)
-        seed = generator.initial_seed()
-    # A third of the time that the class's own constructor takes.
-    return tuple.__new__(PhiloxState, (seed, offset, None))
+    get, put, initial_seed = generator.get_offset, generator.set_offset, generator.initial_seed
+    lock, increment = _lock, plan.increment
+
+    def reserve() -> tuple[int, int]:
+        with lock:
+            offset = get()
+            put(offset + increment)
+            return initial_seed(), offset
+
+    return reserve
 
 
 def reserve_in_capture(device: int, plan: Plan) -> PhiloxState:

@@ -4,6 +4,8 @@ import sys
 import pytest
 import torch
 
+from fusedact import dispatch
+
 
 @pytest.fixture(autouse=True)
 def as_it_was(cuda):
@@ -16,6 +18,7 @@ def as_it_was(cuda):
 @pytest.fixture
 def nothing_loaded():
     """As in a new process: none of our kernels is loaded, and nothing of ours is cached."""
+    dispatch._latest.clear(), dispatch._shared.clear()
     gc.collect()
     for name, module in list(sys.modules.items()):
         if name.split(".")[0] != "fusedact":
