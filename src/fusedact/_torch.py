@@ -174,10 +174,10 @@ def allocator(like: Tensor) -> Callable[[tuple[int, ...], tuple[int, ...], torch
 def guard(*tensors: Tensor) -> Callable[..., bool]:
     """Return a function that tells, in one step, whether other tensors, none of them nested, are like these.
 
-    Compiled code sees by it whether it fits its inputs. It compares type, dtype, GPU, shape, strides,
-    `requires_grad` and dispatch keys. These tell layouts, negated views, functorch's tensors and tracing,
-    and whether functorch's transforms or autocast are active. A nested tensor would end the process, since it
-    has no strides. The same tensor twice is like nothing.
+    Code that `torch.compile` made asks such a guard about its inputs. It compares type, dtype, GPU, shape,
+    strides, `requires_grad` and dispatch keys. The keys tell layouts, negated views, functorch's tensors and
+    tracing, and whether functorch's transforms or autocast are active. A nested tensor would end the process,
+    since it has no strides. The same tensor twice is like nothing.
     """
     if _tensor_guards is None:
         return lambda *_: False

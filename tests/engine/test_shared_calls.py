@@ -1,6 +1,7 @@
 """Calls alike share what they need, from the third one on. A later call has to be as a first one."""
 
 import contextlib
+import sys
 import threading
 from decimal import Decimal
 from unittest import mock
@@ -30,6 +31,15 @@ def nothing_shared():
     forget()
     yield
     forget()
+
+
+@pytest.fixture
+def often_switched():
+    """Python changes threads as often as it can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
 
 
 @pytest.fixture
@@ -358,11 +368,11 @@ def test_a_later_call_reserves_as_many_numbers():
     assert len(set(torch.tensor(offsets).diff().tolist())) == 1
 
 
-def test_threads_get_numbers_of_their_own():
+def test_threads_get_numbers_of_their_own(often_switched):
     layer, (x, dy) = fused_module(ENGINE[0], 0.4), data()
     warm(layer, x, dy)
     generator = torch.cuda.default_generators[0]
-    before, calls, threads = generator.get_offset(), 20, 4
+    before, calls, threads = generator.get_offset(), 50, 4
     layer(x)
     increment = generator.get_offset() - before
 
