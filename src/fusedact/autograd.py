@@ -1,9 +1,8 @@
 """The fused kernels as a differentiable call, on tensors of any layout."""
 
-import functools
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,89 +11,47 @@ from . import _torch
 from .activations import Saves
 from .kernels import launch
 from .kernels.configuration import LaunchConfiguration, unpack
-from .masks.generator import PhiloxState, reserver
+from .masks.generator import PhiloxState
 from .masks.plan import scales
 from .watcher import Counter
 
 # Looked up once, since every call uses them and a lookup takes host time.
 _grad_enabled, _current_device = torch.is_grad_enabled, _torch.current_device
 _forward_ad = torch.autograd.forward_ad
-_int32 = torch.int32
 
 
-class Call:
-    """What forward and backward need of a call. Usual calls with inputs alike share one, to save host time.
+class Call(NamedTuple):
+    """What backward needs of a call, beside the saved tensors.
 
     Attributes:
         configuration: the launch configuration.
-        inplace: the result is written into the input.
-        counters: the monitors' counters of the input's signs.
-        device: the number of the GPU.
         layout: the shape, stride and dtype of input and result.
         stride: their stride; None if they are contiguous.
-        bits_layout: the shape, stride and dtype of the packed bits.
-        empty: allocates memory of a layout on the GPU, if that is the current one.
-        reserve: returns the Philox state; of a shared call seed and offset.
-        forward: `launch.forward` for the configuration; of a shared call `launch.forward_on`'s.
-        takes: whether an input is like the one that a shared call was made for; None for other calls.
-        fits: whether the gradient and the saved tensors are like those of the latest backward, so that none
-            has to be checked or copied; None for calls that aren't shared, and before.
-        backward: `launch.backward` for the configuration; with `fits` `launch.backward_on`'s.
     """
 
-    __slots__ = (
-        "backward",
-        "bits_layout",
-        "configuration",
-        "counters",
-        "device",
-        "empty",
-        "fits",
-        "forward",
-        "inplace",
-        "layout",
-        "reserve",
-        "stride",
-        "takes",
-    )
-
-    def __init__(
-        self,
-        input: Tensor,
-        configuration: LaunchConfiguration,
-        reserve: Callable[[], tuple[Any, ...]],
-        inplace: bool = False,
-        counters: tuple[Counter, ...] = (),
-    ) -> None:
-        self.configuration, self.inplace, self.counters = configuration, inplace, counters
-        self.device, self.layout = input.get_device(), (tuple(input.shape), input.stride(), input.dtype)
-        self.stride = None if input.is_contiguous() else input.stride()
-        self.bits_layout = configuration.bits_shape, configuration.bits_stride, _int32
-        self.empty, self.reserve = _torch.allocator(input), reserve
-        self.forward: Callable[..., None] = functools.partial(launch.forward, configuration)
-        self.backward: Callable[..., bool] = functools.partial(launch.backward, configuration)
-        self.takes: Callable[[Tensor], bool] | None = None
-        self.fits: Callable[..., bool] | None = None
+    configuration: LaunchConfiguration
+    layout: launch.Layout
+    stride: tuple[int, ...] | None
 
     @classmethod
-    def shared(cls, input: Tensor, configuration: LaunchConfiguration) -> "Call | None":
-        """Return a call for inputs like this, or None.
+    def on(cls, input: Tensor, configuration: LaunchConfiguration) -> "Call":
+        """Return a call's on `input`."""
+        layout = tuple(input.shape), input.stride(), input.dtype
+        return cls(configuration, layout, None if input.is_contiguous() else input.stride())
 
-        None stands for an input that has to be copied first, and for a kernel that isn't loaded.
-        """
-        if not is_dense(input) or not is_ordered(input, configuration):
-            return None
-        device = input.get_device()
-        forward = launch.forward_on(device, configuration)
-        if forward is None:
-            return None
-        call = cls(input, configuration, reserver(device, configuration.plan))
-        call.forward, call.takes = forward, _torch.guard(input)
-        return call
 
-    def run(self, input: Tensor) -> Tensor:
-        """Run the kernels on `input` as a differentiable call."""
-        return _apply(input, self)  # type: ignore[no-any-return]
+class Shared(NamedTuple):
+    """What usual calls with inputs alike share, to save host time.
+
+    Attributes:
+        device: the number of the GPU.
+        takes: whether an input is like theirs.
+        run: runs the kernels on such an input as a differentiable call; that GPU is the current one.
+    """
+
+    device: int
+    takes: Callable[[Tensor], bool]
+    run: Callable[[Tensor], Tensor]
 
 
 def fused(
@@ -117,7 +74,7 @@ def fused(
     # The copy has the layout that eager's activation would give its output.
     x = input if dense else input.clone(memory_format=torch.preserve_format)
     numbered = x if ordered else x.contiguous()
-    output = Call(numbered, configuration, reserve, inplace, counters).run(numbered)
+    output: Tensor = _apply(numbered, Call.on(numbered, configuration), reserve, inplace, counters)
     return output if ordered else torch.empty_like(x).copy_(output)
 
 
@@ -146,15 +103,23 @@ class _Fused(torch.autograd.Function):
     """The forward and backward kernels as one differentiable function."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, call: Call) -> Tensor:
-        configuration, empty = call.configuration, call.empty
-        y = x if call.inplace else empty(*call.layout)
-        bits = empty(*call.bits_layout)
-        signs = empty(*call.bits_layout) if configuration.stores_signs else None
-        call.forward(x, y, call.reserve(), bits, signs)
-        for count in call.counters:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        call: Call,
+        reserve: Callable[[], PhiloxState],
+        inplace: bool,
+        counters: tuple[Counter, ...],
+    ) -> Tensor:
+        configuration, empty = call.configuration, _torch.allocator(x)
+        bits_layout = configuration.bits_shape, configuration.bits_stride, torch.int32
+        y = x if inplace else empty(*call.layout)
+        bits = empty(*bits_layout)
+        signs = empty(*bits_layout) if configuration.stores_signs else None
+        launch.forward(configuration, x, y, reserve(), bits, signs)
+        for count in counters:
             count(bits if signs is None else signs)
-        if call.inplace:
+        if inplace:
             ctx.mark_dirty(x)
         if configuration.saves_input:
             ctx.save_for_backward(bits, x)
@@ -167,29 +132,70 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        call = ctx.call
-        tensors = dy, *ctx.saved_tensors
-        if (
-            call.fits is None
-            or tensors[1].is_nested  # saved tensors, for which hooks may give back anything
-            or tensors[-1].is_nested
-            or not call.fits(*tensors)
-            or _grad_enabled()
-            or _forward_ad._current_level >= 0
-            or _current_device() != call.device  # type: ignore[misc]
-        ):
-            return _checked_backward(call, *tensors), None
-        dx = call.empty(*call.layout)
-        if not call.backward(dx, *tensors):
-            return _composed_backward(call, *tensors), None
-        return dx, None
+        dx, _ = _checked_backward(ctx.call, dy, *ctx.saved_tensors)
+        return dx, None, None, None, None
 
 
 _apply = _torch.quick_apply(_Fused)
 
 
-def _checked_backward(call: Call, dy: Tensor, *saved: Tensor) -> Tensor:
-    """Return the gradient, whatever the tensors and the circumstances."""
+def shared(input: Tensor, configuration: LaunchConfiguration) -> Shared | None:
+    """Return what usual calls with inputs like this share; their GPU is the current one.
+
+    Each kind of call gets a differentiable function of its own. So none has to be given or to keep what the
+    calls have in common, which takes host time.
+
+    None stands for an input that has to be copied first, and for a kernel that isn't loaded.
+    """
+    if not is_dense(input) or not is_ordered(input, configuration):
+        return None
+    forward_kernel = launch.forward_like(input, configuration)
+    if forward_kernel is None:
+        return None
+    device, saves_input, call = input.get_device(), configuration.saves_input, Call.on(input, configuration)
+    backward_kernel: Callable[..., Tensor | None] | None = None
+    # Whether the gradient and the saved tensors are like earlier ones, which didn't have to be copied.
+    fits: Callable[..., bool] | None = None
+
+    class _Fused(torch.autograd.Function):  # as the one above, since users see the name in `grad_fn`
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            y, bits = forward_kernel(x)  # type: ignore[misc]
+            if saves_input:
+                ctx.save_for_backward(bits, x)
+            else:
+                ctx.save_for_backward(bits)
+            return y
+
+        @staticmethod
+        def backward(ctx: Any, dy: Tensor) -> Tensor:
+            nonlocal backward_kernel, fits
+            tensors = dy, *ctx.saved_tensors
+            if (
+                fits is None
+                or tensors[1].is_nested  # saved tensors, for which hooks may give back anything
+                or tensors[-1].is_nested
+                or not fits(*tensors)
+                or _grad_enabled()
+                or _forward_ad._current_level >= 0
+                or _current_device() != device  # type: ignore[misc]
+            ):
+                dx, as_they_are = _checked_backward(call, *tensors)
+                if as_they_are and _current_device() == device:  # type: ignore[misc]
+                    backward_kernel = launch.backward_like(dy, configuration, call.layout)
+                    fits = backward_kernel and _torch.guard(*tensors)
+                return dx
+            result = backward_kernel(*tensors)  # type: ignore[misc]
+            return _composed_backward(call, *tensors) if result is None else result
+
+    return Shared(device, _torch.guard(input), _torch.quick_apply(_Fused))
+
+
+def _checked_backward(call: Call, dy: Tensor, *saved: Tensor) -> tuple[Tensor, bool]:
+    """Return the gradient, whatever the tensors and the circumstances.
+
+    Returned with it is whether the kernel ran on the tensors as they are.
+    """
     given, saved = (dy, *saved), _as_saved(call, dy, saved)
     if (
         _grad_enabled()  # under create_graph=True
@@ -197,22 +203,18 @@ def _checked_backward(call: Call, dy: Tensor, *saved: Tensor) -> Tensor:
         or _torch.is_batched(dy)  # is_grads_batched=True
         or _forward_ad._current_level >= 0
     ):
-        return _composed_backward(call, dy, *saved)
+        return _composed_backward(call, dy, *saved), False
     tensors = ordered_as(dy, call.stride), *saved
-    backward = None
-    if call.takes is not None and all(map(operator.is_, tensors, given)):
-        backward = launch.backward_on(call.device, call.configuration)
-    if backward is not None:
-        call.backward, call.fits = backward, _torch.guard(*given)
     dx = _torch.allocator(dy)(*call.layout)
-    launched = launch.backward(call.configuration, dx, *tensors)
-    return dx if launched else _composed_backward(call, *tensors)
+    if not launch.backward(call.configuration, dx, *tensors):
+        return _composed_backward(call, *tensors), False
+    return dx, all(map(operator.is_, tensors, given))
 
 
 def _as_saved(call: Call, dy: Tensor, saved: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Return what forward saved, in its layout there, which saved-tensor hooks may have changed."""
     shape, _, dtype = call.layout
-    kinds = (call.configuration.bits_shape, _int32, None), (shape, dtype, call.stride)
+    kinds = (call.configuration.bits_shape, torch.int32, None), (shape, dtype, call.stride)
     ordered = []
     for tensor, (wanted_shape, wanted_dtype, stride) in zip(saved, kinds, strict=False):
         right = tensor.dtype is wanted_dtype and tensor.get_device() == dy.get_device()

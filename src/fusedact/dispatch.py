@@ -94,20 +94,22 @@ def repeated(row: Activation, input: Any, values: tuple[float, ...], p: float, r
     if type(n) is not int:  # but symbolic
         return None
     key = row, values, n, p, rng
-    call = _latest.get(key)
-    if call is None or input.is_nested:
+    shared = _latest.get(key)
+    if shared is None or input.is_nested:
         return None
-    if not call.takes(input):
-        call = _shared.get((*key, *_kind(input))) if runs_kernels(input) else None
-        if call is None or not call.takes(input):
+    device, takes, run = shared
+    if not takes(input):
+        shared = _shared.get((*key, *_kind(input))) if runs_kernels(input) else None
+        if shared is None or not shared.takes(input):
             return None
-        _latest[key] = call
+        _latest[key] = shared
+        device, takes, run = shared
     if input.data_ptr() & 15 or _forward_ad._current_level >= 0:  # PyTorch's mask can depend on the alignment
         return None
-    if _current_device() != call.device:  # type: ignore[misc]
-        with torch.cuda.device(call.device):
+    if _current_device() != device:  # type: ignore[misc]
+        with torch.cuda.device(device):
             return repeated(row, input, values, p, rng)
-    return None if _is_capturing() else call.run(input)  # type: ignore[misc]
+    return None if _is_capturing() else run(input)  # type: ignore[misc]
 
 
 def by_kernels(
@@ -170,7 +172,7 @@ def by_kernels(
     return output
 
 
-# What usual calls share, an `autograd.Call`, by row, parameters, number of elements, p and rng: the latest.
+# What usual calls share, an `autograd.Shared`, by row, parameters, number of elements, p and rng: the latest.
 # Then all, by the input's kind too. None stands for a kind with a single call so far, since to prepare takes
 # time that inputs which change at every call aren't worth.
 _latest: dict[tuple[Any, ...], Any] = {}
@@ -187,9 +189,9 @@ def _share(key: tuple[Any, ...], input: Tensor, configuration: "LaunchConfigurat
     """Prepare at the second call for more of its kind."""
     whole = *key, *_kind(input)
     if whole in _shared:
-        call = _shared[whole] = _autograd().Call.shared(input, configuration)
-        if call is not None:
-            _latest[key] = call
+        shared = _shared[whole] = _autograd().shared(input, configuration)
+        if shared is not None:
+            _latest[key] = shared
         return
     if len(_shared) >= _MOST:
         _shared.clear()

@@ -9,7 +9,7 @@ from torch.fx import Proxy
 from . import rows, text
 from .activations import Activation, Bound, check_row
 from .checks import check_flag, check_probability
-from .dispatch import activation_dropout, check_rng
+from .dispatch import activation_dropout, check_rng, repeated
 from .functional import arguments
 from .watcher import Watchers
 
@@ -91,6 +91,12 @@ class FusedActivationDropout(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return `dropout(act(input), p)`, or in eval `act(input)`; `torch.fx` records it as one node."""
+        # Usual calls are tried at once, which takes less host time.
+        if type(input) is Tensor and self.training is True and self.inplace is False and not self._watchers:
+            row, values = self._bound or self._bind()
+            result = repeated(row, input, values, self.p, self.rng)
+            if result is not None:
+                return result
         if isinstance(input, Proxy):  # torch.fx records PyTorch's own modules as one node too
             tracer: Any = input.tracer
             node: Any = tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})

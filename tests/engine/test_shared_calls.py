@@ -109,6 +109,20 @@ def test_a_later_call_is_as_the_first(activation, rng, layout, only_shared):
             assert torch.equal(torch.as_tensor(got), torch.as_tensor(value))
 
 
+@representatives
+def test_strides_of_dimensions_of_one_element(activation, only_shared):
+    """The gradient has the input's, as in a first call, whatever the upstream gradient has."""
+    layer, (x, dy) = fused_module(activation, 0.4), (torch.randn(64, 1, device="cuda") for _ in range(2))
+    x = x.as_strided((64, 1), (1, 5))
+    forget()
+    expected = both(layer, x, dy)
+    warm(layer, x, dy)
+    only_shared()
+    result = both(layer, x, dy)
+    assert result[0].stride() == expected[0].stride()
+    assert result[1].stride() == expected[1].stride() == x.stride()
+
+
 def test_layers_and_functions_share(only_shared):
     x, dy = data()
     warm(FusedLeakyDropout(0.4), x, dy)
@@ -331,7 +345,7 @@ def test_forward_mode_through_backward(activation):
 
 
 def test_inputs_that_always_change_are_not_prepared_for(monkeypatch):
-    monkeypatch.setattr(autograd.Call, "shared", None)
+    monkeypatch.setattr(autograd, "shared", None)
     monkeypatch.setattr(dispatch, "_MOST", 4)
     layer = FusedLeakyDropout(0.4)
     for n in range(8, 88, 8):

@@ -1,16 +1,19 @@
-"""Launches of the two kernels for given tensors, without autograd.
+"""Launches of the two kernels, without autograd.
 
 Kernels launch on the tensor's own GPU; a CPU tensor is for Triton's interpreter.
 """
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-from ..masks.generator import PhiloxState
+from .. import _torch
+from ..masks.generator import PhiloxState, reserver
 from .configuration import LaunchConfiguration
 from .launcher import aligned
 
+Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]  # shape, stride, dtype
 NOT_LOADED = (
     "A CUDA graph captures a call whose kernel isn't loaded. Run the same call once before the capture, and "
     "capture without launch hooks of Triton's"
@@ -67,21 +70,26 @@ def backward(
     return c.backward(c.grid, (*map(aligned, read), dx), c.backward_scalars)
 
 
-def forward_on(
-    device: int, configuration: LaunchConfiguration
-) -> Callable[[Tensor, Tensor, tuple[int, int], Tensor, None], None] | None:
-    """Return `forward` for tensors on that GPU, the current one, if their addresses are multiples of 16.
+def forward_like(
+    x: Tensor, configuration: LaunchConfiguration
+) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
+    """Return a function that allocates y and bits, reserves, launches forward, and returns the two.
 
-    It takes less host time, since a closure looks nothing up. Its state is seed and offset, and it stores no
-    signs. None is returned if the kernel isn't loaded.
+    It is for tensors like `x`, on the current GPU, with addresses that are multiples of 16. It takes less
+    host time than the parts, since a closure looks nothing up. None is returned if the kernel isn't loaded.
     """
+    device = x.get_device()
     launch = configuration.forward.on(device)
     if launch is None:
         return None
+    empty, reserve = _torch.allocator(x), reserver(device, configuration.plan)
+    layout = tuple(x.shape), x.stride(), x.dtype
+    bits_layout = configuration.bits_shape, configuration.bits_stride, torch.int32
     grid, scalars, (n, blocks) = configuration.grid, configuration.forward_scalars, configuration.walk
 
-    def quick(x: Tensor, y: Tensor, state: tuple[int, int], bits: Tensor, signs: None) -> None:
-        seed, offset = state
+    def quick(x: Tensor) -> tuple[Tensor, Tensor]:
+        y, bits = empty(*layout), empty(*bits_layout)
+        seed, offset = reserve()
         call = offset >> 2
         # fmt: off
         arguments = (
@@ -91,20 +99,27 @@ def forward_on(
         # fmt: on
         if not launch(grid, arguments):
             forward(configuration, x, y, PhiloxState(seed, offset), bits)
+        return y, bits
 
     return quick
 
 
-def backward_on(
-    device: int, configuration: LaunchConfiguration
-) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], bool] | None:
-    """Return `backward` for tensors on that GPU, the current one, in less host time; None as `forward_on`."""
-    launch = configuration.backward.on(device)
+def backward_like(
+    dy: Tensor, configuration: LaunchConfiguration, layout: Layout
+) -> Callable[[Tensor, Tensor, Tensor | None], Tensor | None] | None:
+    """Return a function that allocates dx in that layout, launches backward, and returns dx.
+
+    It is for gradients like `dy` and for any addresses, else as `forward_like`'s. It returns None where
+    `backward` returns False.
+    """
+    launch = configuration.backward.on(dy.get_device())
     if launch is None:
         return None
+    empty = _torch.allocator(dy)
     grid, scalars = configuration.grid, configuration.backward_scalars
 
-    def quick(dx: Tensor, dy: Tensor, bits: Tensor, saved: Tensor | None = None) -> bool:
+    def quick(dy: Tensor, bits: Tensor, saved: Tensor | None = None) -> Tensor | None:
+        dx = empty(*layout)
         dx_at, dy_at, bits_at = dx.data_ptr(), dy.data_ptr(), bits.data_ptr()
         either = dx_at | dy_at | bits_at
         if saved is None:
@@ -112,7 +127,8 @@ def backward_on(
         else:
             saved_at = saved.data_ptr()
             arguments, either = (dy_at, saved_at, bits_at, dx_at, *scalars), either | saved_at
-        return (not either & 15 and launch(grid, arguments)) or backward(configuration, dx, dy, bits, saved)
+        launched = not either & 15 and launch(grid, arguments)
+        return dx if launched or backward(configuration, dx, dy, bits, saved) else None
 
     return quick
 
