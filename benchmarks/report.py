@@ -235,6 +235,12 @@ def _host_time(results: Path) -> str:
     return host_time.table(json.loads((results / "host-time.json").read_text())["rows"])
 
 
+def _host_forms(results: Path) -> str:
+    from benchmarks import host_forms
+
+    return host_forms.table(json.loads((results / "host-forms.json").read_text())["rows"])
+
+
 def _pair_time(results: Path) -> str:
     from benchmarks import pair_time
 
@@ -274,6 +280,7 @@ def _gpu(results: Path) -> str:
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "forms": _forms,
     "gpu": _gpu,
+    "host forms": _host_forms,
     "host time": _host_time,
     "machine code": _machine_code,
     "mnist": _mnist,

@@ -181,8 +181,10 @@ _MOST = 4096
 
 
 def _kind(input: Tensor) -> tuple[Any, ...]:
-    """Return what tells inputs apart that have as many elements."""
-    return input.shape, input.stride(), input.dtype, input.get_device(), input.requires_grad
+    """Return what tells inputs apart that have as many elements, and the modes that a guard sees."""
+    modes = torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cuda")
+    own = input.shape, input.stride(), input.dtype, input.get_device(), input.requires_grad
+    return *own, input.is_inference(), *modes
 
 
 def _share(key: tuple[Any, ...], input: Tensor, configuration: "LaunchConfiguration") -> None:

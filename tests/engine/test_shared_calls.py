@@ -372,6 +372,21 @@ def test_inputs_in_turn(only_shared):
             assert_same(outcome(lambda x=x: layer(x)), value)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cuda")])
+def test_modes_in_turn(mode, only_shared):
+    """A model may train inside a mode and look at its result outside."""
+    layer, (x, _) = fused_module(rows.LEAKY_RELU, 0.4), data()
+    with torch.inference_mode():
+        inference = x.clone()
+    calls = [lambda: layer(x), lambda: within(mode)(layer, x), lambda: layer(inference)]
+    expected = [cold(call) for call in calls]
+    for turn in range(4):
+        if turn == 2:
+            only_shared()
+        for call, value in zip(calls, expected, strict=True):
+            assert_same(outcome(call), value)
+
+
 def test_a_later_call_reserves_as_many_numbers():
     """Eager's loop goes round more than once on small GPUs."""
     layer, x = fused_module(rows.RELU), torch.ones(40_000, device="cuda")

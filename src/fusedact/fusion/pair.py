@@ -162,6 +162,10 @@ class Calls:
             if is_identity(callee):
                 return held
             producer = NEW if held.found is NEW else producer
+        elif self.lone_dropout and not self.watchers and not kwargs and len(args) == 1:
+            alone = dropped(callee, IDENTITY, held)
+            if alone is not None:
+                return alone
         found: Bound | float | None = activation(callee, args, kwargs, producer)
         if found is None:
             calls = calls_of(callee) if is_sequence(callee) else None
