@@ -32,7 +32,7 @@ def forms(x: Tensor) -> dict[str, Form]:
     """
     module = fusedact.FusedDropout(P)
     for _ in range(WARM):  # so that the kernels are loaded
-        module(x).backward(x.detach())
+        torch.autograd.grad(module(x), x, x.detach())
     layout = tuple(x.shape), x.stride(), x.dtype
     configuration: Any = dispatch.configured(
         rows.IDENTITY, x.dtype, x.get_device(), x.numel(), (), P, "eager"
