@@ -26,6 +26,7 @@ is_zero: Callable[[Tensor], bool] = Tensor._is_zerotensor
 is_functional: Callable[[Tensor], bool] = torch._is_functional_tensor
 
 function_modes: Callable[[], int] = torch._C._len_torch_function_stack
+dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 
 # Hooks on the calls of all modules, by kind; all are empty unless a user registered one.
 global_hooks: tuple[Mapping[int, Any], ...] = (
@@ -48,7 +49,7 @@ def in_backward() -> bool:
 
 def hidden_from_modes() -> contextlib.AbstractContextManager[Any]:
     """Return a context in which no torch dispatch mode sees an operation."""
-    return _disable_current_modes() if torch._C._len_torch_dispatch_stack() else contextlib.nullcontext()
+    return _disable_current_modes() if dispatch_modes() else contextlib.nullcontext()
 
 
 def parts(module: nn.Module) -> dict[str, nn.Module | None]:
@@ -146,9 +147,9 @@ def constant_to_compilers(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def quick_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """Return `function.apply` without its support of functorch, and let autograd call backward directly.
+    """Return `function.apply` in C++, and have autograd call backward directly.
 
-    Each saves about a microsecond.
+    Each saves about a microsecond. Before torch 2.14 `apply` is a Python method, which supports functorch.
     """
     function._backward_cls.apply = function.backward  # type: ignore[attr-defined]
     apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
@@ -168,7 +169,8 @@ def allocator(like: Tensor) -> Callable[[tuple[int, ...], tuple[int, ...], torch
     """
     if like.is_cuda and _empty_on_gpu is not None and current_device() == like.get_device():  # type: ignore[misc]
         return _empty_on_gpu  # type: ignore[no-any-return]
-    return lambda shape, stride, dtype: torch.empty_strided(shape, stride, dtype=dtype, device=like.device)
+    device = like.device
+    return lambda shape, stride, dtype: torch.empty_strided(shape, stride, dtype=dtype, device=device)
 
 
 def guard(*tensors: Tensor) -> Callable[..., bool]:

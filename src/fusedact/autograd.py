@@ -17,7 +17,7 @@ from .watcher import Counter
 
 # Looked up once, since every call uses them and a lookup takes host time.
 _grad_enabled, _current_device = torch.is_grad_enabled, _torch.current_device
-_forward_ad = torch.autograd.forward_ad
+_forward_ad, _is_dynamo_compiling = torch.autograd.forward_ad, torch.compiler.is_dynamo_compiling
 
 
 class Call(NamedTuple):
@@ -35,23 +35,36 @@ class Call(NamedTuple):
 
     @classmethod
     def on(cls, input: Tensor, configuration: LaunchConfiguration) -> "Call":
-        """Return a call's on `input`."""
+        """Return what backward needs of a call with that input."""
         layout = tuple(input.shape), input.stride(), input.dtype
         return cls(configuration, layout, None if input.is_contiguous() else input.stride())
 
 
-class Shared(NamedTuple):
+class Shared:
     """What usual calls with inputs alike share, to save host time.
 
     Attributes:
+        call: what backward needs of each.
         device: the number of the GPU.
+        saves_input: backward reads the input.
         takes: whether an input is like theirs.
-        run: runs the kernels on such an input as a differentiable call; that GPU is the current one.
+        forward: `launch.forward_like` for these inputs.
+        fits: whether the gradient and the saved tensors are like those of an earlier backward, which were
+            right as they are; None before.
+        backward: `launch.backward_like` for such gradients; None before.
     """
 
-    device: int
-    takes: Callable[[Tensor], bool]
-    run: Callable[[Tensor], Tensor]
+    __slots__ = "backward", "call", "device", "fits", "forward", "saves_input", "takes"
+
+    def __init__(self, input: Tensor, configuration: LaunchConfiguration, forward: Any) -> None:
+        self.call, self.device = Call.on(input, configuration), input.get_device()
+        self.saves_input, self.forward, self.takes = configuration.saves_input, forward, _torch.guard(input)
+        self.fits: Callable[..., bool] | None = None
+        self.backward: Callable[..., Tensor | None] | None = None
+
+    def run(self, input: Tensor) -> Tensor:
+        """Run the kernels on `input` as a differentiable call; its GPU is the current one."""
+        return _apply_shared(input, self)  # type: ignore[no-any-return]
 
 
 def fused(
@@ -136,59 +149,55 @@ class _Fused(torch.autograd.Function):
         return dx, None, None, None, None
 
 
-_apply = _torch.quick_apply(_Fused)
+class _Shared(torch.autograd.Function):
+    """The same for usual calls, in less host time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shared: Shared) -> Tensor:
+        y: Tensor
+        y, bits = shared.forward(x)
+        if shared.saves_input:
+            ctx.save_for_backward(bits, x)
+        else:
+            ctx.save_for_backward(bits)
+        ctx.shared = shared
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        shared: Shared = ctx.shared
+        tensors = dy, *ctx.saved_tensors
+        if (
+            _is_dynamo_compiling()  # under compiled autograd
+            or shared.fits is None
+            or tensors[1].is_nested  # saved tensors, for which hooks may give back anything
+            or tensors[-1].is_nested
+            or not shared.fits(*tensors)
+            or _grad_enabled()
+            or _forward_ad._current_level >= 0
+            or _current_device() != shared.device  # type: ignore[misc]
+        ):
+            dx, as_they_are = _checked_backward(shared.call, *tensors)
+            if as_they_are and _current_device() == shared.device:  # type: ignore[misc]
+                shared.backward = launch.backward_like(dy, shared.call.configuration, shared.call.layout)
+                shared.fits = shared.backward and _torch.guard(*tensors)
+            return dx, None
+        result = shared.backward(*tensors)  # type: ignore[misc]
+        return _composed_backward(shared.call, *tensors) if result is None else result, None
+
+
+_apply, _apply_shared = _torch.quick_apply(_Fused), _torch.quick_apply(_Shared)
 
 
 def shared(input: Tensor, configuration: LaunchConfiguration) -> Shared | None:
     """Return what usual calls with inputs like this share; their GPU is the current one.
 
-    Each kind of call gets a differentiable function of its own. So none has to be given or to keep what the
-    calls have in common, which takes host time.
-
     None stands for an input that has to be copied first, and for a kernel that isn't loaded.
     """
     if not is_dense(input) or not is_ordered(input, configuration):
         return None
-    forward_kernel = launch.forward_like(input, configuration)
-    if forward_kernel is None:
-        return None
-    device, saves_input, call = input.get_device(), configuration.saves_input, Call.on(input, configuration)
-    backward_kernel: Callable[..., Tensor | None] | None = None
-    # Whether the gradient and the saved tensors are like earlier ones, which didn't have to be copied.
-    fits: Callable[..., bool] | None = None
-
-    class _Fused(torch.autograd.Function):  # as the one above, since users see the name in `grad_fn`
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            y, bits = forward_kernel(x)  # type: ignore[misc]
-            if saves_input:
-                ctx.save_for_backward(bits, x)
-            else:
-                ctx.save_for_backward(bits)
-            return y
-
-        @staticmethod
-        def backward(ctx: Any, dy: Tensor) -> Tensor:
-            nonlocal backward_kernel, fits
-            tensors = dy, *ctx.saved_tensors
-            if (
-                fits is None
-                or tensors[1].is_nested  # saved tensors, for which hooks may give back anything
-                or tensors[-1].is_nested
-                or not fits(*tensors)
-                or _grad_enabled()
-                or _forward_ad._current_level >= 0
-                or _current_device() != device  # type: ignore[misc]
-            ):
-                dx, as_they_are = _checked_backward(call, *tensors)
-                if as_they_are and _current_device() == device:  # type: ignore[misc]
-                    backward_kernel = launch.backward_like(dy, configuration, call.layout)
-                    fits = backward_kernel and _torch.guard(*tensors)
-                return dx
-            result = backward_kernel(*tensors)  # type: ignore[misc]
-            return _composed_backward(call, *tensors) if result is None else result
-
-    return Shared(device, _torch.guard(input), _torch.quick_apply(_Fused))
+    forward = launch.forward_like(input, configuration)
+    return None if forward is None else Shared(input, configuration, forward)
 
 
 def _checked_backward(call: Call, dy: Tensor, *saved: Tensor) -> tuple[Tensor, bool]:

@@ -12,7 +12,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from . import rows, text
 from .activations import REQUIRED, Activation, check_row
-from .dispatch import activation_dropout
+from .dispatch import activation_dropout, repeated
 
 
 class FusedFunction(Protocol):
@@ -63,7 +63,12 @@ def fused_function(row: Activation) -> FusedFunction:
                 function, (input,), input, p, training, inplace, rng=rng, **parameters
             )
         bound = row.bind(*arguments(row, name, parameters, ("input", "p", "training", "inplace")))
-        return activation_dropout(bound.row, input, bound.values, p, training, inplace, rng)
+        result = None
+        if training is True and inplace is False:
+            result = repeated(bound.row, input, bound.values, p, rng)
+        if result is None:
+            result = activation_dropout(bound.row, input, bound.values, p, training, inplace, rng)
+        return result
 
     function.__name__ = function.__qualname__ = name
     function.__doc__ = text.of_function(row)

@@ -91,19 +91,17 @@ class FusedActivationDropout(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return `dropout(act(input), p)`, or in eval `act(input)`; `torch.fx` records it as one node."""
-        # Usual calls are tried at once, which takes less host time.
-        if type(input) is Tensor and self.training is True and self.inplace is False and not self._watchers:
-            row, values = self._bound or self._bind()
-            result = repeated(row, input, values, self.p, self.rng)
-            if result is not None:
-                return result
         if isinstance(input, Proxy):  # torch.fx records PyTorch's own modules as one node too
             tracer: Any = input.tracer
             node: Any = tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
             return node
-        bound = self._bound or self._bind()
+        row, values = self._bound or self._bind()
+        if self.training is True and self.inplace is False and not self._watchers:
+            result = repeated(row, input, values, self.p, self.rng)
+            if result is not None:
+                return result
         return activation_dropout(
-            bound.row, input, bound.values, self.p, self.training, self.inplace, self.rng, self._watchers
+            row, input, values, self.p, self.training, self.inplace, self.rng, self._watchers
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -8,7 +8,8 @@ Putting off takes microseconds. So where both are at hand, as in `pair` and `cha
 hangs on run at once.
 """
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -38,20 +39,28 @@ CHAIN = "Sequential.forward"
 class Deferred:
     """A call that is put off: an activation, or a dropout of the probability `found`.
 
-    One of None has run and given its only argument. If `found` is NEW, nobody else holds that tensor.
+    One of None has run and given its only argument. If `found` is NEW, nobody else holds that tensor. `alone`
+    gives a kernel's result for the call, or None.
     """
 
-    __slots__ = ("args", "callee", "found", "kwargs")
+    __slots__ = ("alone", "args", "callee", "found", "kwargs")
 
     def __init__(
-        self, callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: Bound | float | object
+        self,
+        callee: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        found: Bound | float | object,
+        alone: Callable[[], Tensor | None] | None = None,
     ) -> None:
-        self.callee, self.args, self.kwargs, self.found = callee, args, kwargs, found
+        self.callee, self.args, self.kwargs, self.found, self.alone = callee, args, kwargs, found, alone
 
     def run(self) -> Any:
-        """The call as it was written, once."""
+        """Its result, by one call."""
         if self.callee is not None:
-            result = self.callee(*self.args, **self.kwargs)
+            result: Any = self.alone() if self.alone is not None else None
+            if result is None:
+                result = self.callee(*self.args, **self.kwargs)
             self.callee, self.args, self.kwargs = None, (result,), {}
         return self.args[0]
 
@@ -162,10 +171,6 @@ class Calls:
             if is_identity(callee):
                 return held
             producer = NEW if held.found is NEW else producer
-        elif self.lone_dropout and not self.watchers and not kwargs and len(args) == 1:
-            alone = dropped(callee, IDENTITY, held)
-            if alone is not None:
-                return alone
         found: Bound | float | None = activation(callee, args, kwargs, producer)
         if found is None:
             calls = calls_of(callee) if is_sequence(callee) else None
@@ -178,11 +183,17 @@ class Calls:
             )
         if found is None:
             return callee(*args, **kwargs)
-        if self.lone_dropout and type(found) is not Bound:
-            together = self._together(key, Deferred(None, args, kwargs, IDENTITY), callee, args, kwargs)
-            if together is not None:
-                return together
-        return Deferred(callee, args, kwargs, found)
+        alone = None
+        if self.lone_dropout and type(found) is not Bound:  # unless it turns out to be half of a pair
+            alone = functools.partial(self._alone, key, callee, args, kwargs)
+        return Deferred(callee, args, kwargs, found, alone)
+
+    def _alone(self, key: Key, callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """One kernel's result for a dropout; None if it has to run as it was written."""
+        result = None if self.watchers else dropped(callee, IDENTITY, args[0] if args else kwargs["input"])
+        if result is None:
+            result = self._together(key, Deferred(None, args, kwargs, IDENTITY), callee, args, kwargs)
+        return result
 
     def _together(
         self, key: Key, held: Deferred, callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -109,8 +109,8 @@ def backward_like(
 ) -> Callable[[Tensor, Tensor, Tensor | None], Tensor | None] | None:
     """Return a function that allocates dx in that layout, launches backward, and returns dx.
 
-    It is for gradients like `dy` and for any addresses, else as `forward_like`'s. It returns None where
-    `backward` returns False.
+    It is for gradients like `dy` on the current GPU, and returns None where `backward` returns False. None is
+    returned in its place if the kernel isn't loaded.
     """
     launch = configuration.backward.on(dy.get_device())
     if launch is None:
