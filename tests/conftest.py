@@ -88,6 +88,31 @@ def no_graphs(monkeypatch):
 
 
 @pytest.fixture
+def nothing_shared():
+    """No call can be like one of another test."""
+    from shared import forget
+
+    forget()
+    yield
+    forget()
+
+
+@pytest.fixture
+def only_shared(monkeypatch):
+    """A function from whose call on no call runs that is unlike all earlier ones."""
+    from fusedact import autograd, dispatch
+
+    def refuse(*_):
+        raise AssertionError("not a shared call")
+
+    def start():
+        monkeypatch.setattr(dispatch, "by_kernels", refuse)
+        monkeypatch.setattr(autograd, "_checked_backward", refuse)
+
+    return start
+
+
+@pytest.fixture
 def kernels_of(cuda, pytestconfig):
     """A function that lists the kernels that a call runs: by the profiler, or the simulated GPU's log."""
     if pytestconfig.pluginmanager.hasplugin("tests.simulator.plugin"):

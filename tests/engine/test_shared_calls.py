@@ -1,36 +1,28 @@
 """Calls alike share what they need, from the third one on. A later call has to be as a first one."""
 
-import contextlib
 import sys
 import threading
-from decimal import Decimal
-from unittest import mock
 
 import pytest
 import torch
 from cases import ENGINE, LAYOUTS, both, fused_module, representatives, rngs
+from shared import SHAPE, assert_same, cold, data, forget, outcome, set_attribute, warm, within
 from torch import nn
-from torch.autograd import forward_ad
-from torch.autograd.graph import saved_tensors_hooks
-from torch.fx.experimental.proxy_tensor import make_fx
-from triton import knobs
+from torch._dynamo import compiled_autograd
+from torch.utils.flop_counter import FlopCounterMode
 
-from fusedact import ActivityMonitor, FusedLeakyDropout, FusedSoftplusDropout, autograd, dispatch, rows
+from fusedact import (
+    ActivityMonitor,
+    FusedLeakyDropout,
+    FusedSoftplusDropout,
+    _torch,
+    autograd,
+    dispatch,
+    rows,
+)
+from fusedact.kernels import launch
 
-pytestmark = pytest.mark.usefixtures("cuda", "no_graphs")
-SHAPE = (2, 4, 6, 8)
-
-
-def forget():
-    dispatch._latest.clear()
-    dispatch._shared.clear()
-
-
-@pytest.fixture(autouse=True)
-def nothing_shared():
-    forget()
-    yield
-    forget()
+pytestmark = pytest.mark.usefixtures("cuda", "no_graphs", "nothing_shared")
 
 
 @pytest.fixture
@@ -40,57 +32,6 @@ def often_switched():
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(interval)
-
-
-@pytest.fixture
-def only_shared(monkeypatch):
-    """A function from whose call on no other way runs."""
-
-    def refuse(*_):
-        raise AssertionError("not a shared call")
-
-    def start():
-        monkeypatch.setattr(dispatch, "by_kernels", refuse)
-        monkeypatch.setattr(autograd, "_checked_backward", refuse)
-
-    return start
-
-
-def data(dtype=torch.float32):
-    return torch.randn(SHAPE, device="cuda", dtype=dtype), torch.randn(SHAPE, device="cuda", dtype=dtype)
-
-
-def cold(call):
-    """What `call` returns, or the type and text of its error, if nothing is shared."""
-    forget()
-    return outcome(call)
-
-
-def outcome(call):
-    torch.manual_seed(3)
-    try:
-        result = call()
-    except Exception as error:
-        return type(error), str(error)
-    results = map(torch.as_tensor, result) if isinstance(result, tuple) else [result]
-    return type(result), *((type(r), r.stride(), r.detach().clone()) for r in results)
-
-
-def assert_same(got, expected):
-    assert len(got) == len(expected)
-    for a, b in zip(got, expected, strict=True):
-        if isinstance(a, tuple):
-            assert a[:2] == b[:2]
-            torch.testing.assert_close(a[2], b[2], rtol=0, atol=0, equal_nan=True)
-        else:
-            assert a == b
-
-
-def warm(layer, x, dy):
-    """Run the layer until forward and backward are shared."""
-    for _ in range(3):
-        both(layer, x, dy)
-    assert dispatch._latest
 
 
 @representatives
@@ -123,6 +64,89 @@ def test_strides_of_dimensions_of_one_element(activation, only_shared):
     assert result[1].stride() == expected[1].stride() == x.stride()
 
 
+@representatives
+@rngs
+def test_large_seeds_and_offsets(activation, rng, only_shared):
+    """The kernel gets them in halves."""
+    layer, (x, dy) = fused_module(activation, 0.4, rng=rng), data()
+    leaf = x.detach().requires_grad_()
+    generator, results = torch.cuda.default_generators[0], []
+    states = [(2**40 + 5, 4), (5, 4), (5, 2**36), (2**63 + 5, 2**40)]
+    for shared in (False, True):
+        if shared:
+            warm(layer, x, dy)
+            only_shared()
+        for seed, offset in states:
+            if not shared:
+                forget()
+            generator.manual_seed(seed)
+            generator.set_offset(offset)
+            results.append(layer(leaf))
+    masks = [result != 0 for result in results]
+    assert all(map(torch.equal, masks[:4], masks[4:]))
+    assert not any(torch.equal(masks[i], masks[j]) for i in range(4) for j in range(i))
+
+
+@representatives
+def test_out_of_memory(activation, monkeypatch):
+    """The call fails, and the generator stays where it was."""
+    layer, (x, dy), left = fused_module(activation, 0.4), data(), [1000]
+    allocator = _torch.allocator
+
+    def short(like):
+        def empty(*layout):
+            left[0] -= 1
+            if left[0] < 0:
+                raise torch.OutOfMemoryError
+            return allocator(like)(*layout)
+
+        return empty
+
+    monkeypatch.setattr(_torch, "allocator", short)
+    warm(layer, x, dy)
+    expected = both(layer, x, dy)
+    for enough in range(3):
+        left[0] = enough
+        with pytest.raises(torch.OutOfMemoryError):
+            both(layer, x, dy)
+        left[0] = 1000
+        offset = torch.cuda.default_generators[0].get_offset()
+        assert offset == (0 if enough < 2 else expected[2])
+        for got, value in zip(both(layer, x, dy), expected, strict=True):
+            assert torch.equal(torch.as_tensor(got), torch.as_tensor(value))
+
+
+@representatives
+def test_backward_may_not_be_ready(activation, monkeypatch):
+    """If Triton kept no kernel, as in its debug mode, each backward goes the longer way."""
+    layer, (x, dy) = fused_module(activation, 0.4), data()
+    expected = both(layer, x, dy)
+    monkeypatch.setattr(launch, "backward_like", lambda *_: None)
+    for _ in range(4):
+        for got, value in zip(both(layer, x, dy), expected, strict=True):
+            assert torch.equal(torch.as_tensor(got), torch.as_tensor(value))
+
+
+@pytest.mark.parametrize("activation", [rows.RELU, rows.GELU], ids=lambda row: row.name)
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_autograd(activation):
+    """Sizes share code that is compiled once. Backward is ready for some of them, and not yet for others."""
+    layer, warmed = fused_module(activation, 0.4), (8, 16, 24) if activation is rows.RELU else ()
+    inputs = {n: torch.randn(2, n, 8, device="cuda") for n in (40, 8, 16, 24, 32)}
+    expected = {n: both(layer, *inputs[n])[1] for n in inputs}
+    forget()
+    for n in warmed:
+        warm(layer, *inputs[n])
+    for n, (x, dy) in inputs.items():
+        for _ in range(5):
+            leaf = x.clone().requires_grad_()
+            torch.manual_seed(7)
+            y = layer(leaf)
+            with compiled_autograd._enable(torch.compile(backend="eager")):
+                y.backward(dy)
+            torch.testing.assert_close(leaf.grad, expected[n])
+
+
 def test_layers_and_functions_share(only_shared):
     x, dy = data()
     warm(FusedLeakyDropout(0.4), x, dy)
@@ -130,106 +154,6 @@ def test_layers_and_functions_share(only_shared):
     both(FusedLeakyDropout(0.4), x, dy)
     with pytest.raises(AssertionError, match="not a shared call"):
         both(FusedLeakyDropout(0.4, negative_slope=0.2), x, dy)
-
-
-def set_attribute(layer, name, value):
-    setattr(layer, name, value)
-    return layer
-
-
-def forward_mode(layer, x):
-    with forward_ad.dual_level():
-        return forward_ad.unpack_dual(layer(forward_ad.make_dual(x, torch.ones_like(x))))
-
-
-def within(context):
-    def call(layer, x):
-        with context():
-            return layer(x)
-
-    return call
-
-
-def hooked(layer, x):
-    seen = []
-    hook = knobs.runtime.launch_enter_hook
-    look = lambda metadata: seen.append(1.0)  # noqa: E731
-    x = x.clone().requires_grad_()
-    hook.add(look)
-    try:
-        (dx,) = torch.autograd.grad(layer(x), x, torch.ones_like(x))
-    finally:
-        hook.remove(look)
-    return dx, torch.tensor(seen)
-
-
-class Subclass(torch.Tensor):
-    pass
-
-
-# Equal to what the layer has, but no argument that is allowed.
-OTHER_TYPES = [("p", Decimal("0.5")), ("training", 1), ("inplace", 0), ("rng", ["eager"])]
-FORWARD = {
-    **{name: lambda layer, x, change=change: layer(change(x)) for name, change in LAYOUTS.items()},
-    **{
-        f"odd, {name}": lambda layer, x, change=change: layer(change(x[:1, :3, :5, :7].contiguous()))
-        for name, change in LAYOUTS.items()
-    },
-    "shape": lambda layer, x: layer(x.view(4, -1)),
-    "dtype": lambda layer, x: layer(x.half()),
-    "requires_grad": lambda layer, x: layer(x.clone().requires_grad_()),
-    "parameter": lambda layer, x: layer(nn.Parameter(x)),
-    "subclass": lambda layer, x: layer(x.as_subclass(Subclass)),
-    "p": lambda layer, x: set_attribute(layer, "p", 0.2)(x),
-    "rng": lambda layer, x: set_attribute(layer, "rng", "fast")(x),
-    "inplace": lambda layer, x: set_attribute(layer, "inplace", True)(x.clone()),
-    "eval": lambda layer, x: layer.eval()(x),
-    "another GPU": lambda layer, x: layer(x.to("cuda:1")),
-    "another GPU is current": within(lambda: torch.cuda.device(1)),
-    "no_grad": within(torch.no_grad),
-    "inference mode": within(torch.inference_mode),
-    "autocast": within(lambda: torch.autocast("cuda", torch.bfloat16)),
-    "vmap": lambda layer, x: torch.func.vmap(layer, randomness="different")(x),
-    "jvp": lambda layer, x: torch.func.jvp(layer, (x,), (x,)),
-    "forward mode": forward_mode,
-    "trace": lambda layer, x: torch.jit.trace(layer, (x,), check_trace=False)(x),
-    "export": within(lambda: mock.patch.object(torch.compiler, "_is_compiling_flag", True)),
-    "compile": lambda layer, x: torch.compile(layer, backend="eager")(x),
-    "nested": lambda layer, x: layer(torch.nested.as_nested_tensor([*x.view(4, -1)])).unbind(),
-    "nested on the CPU": lambda layer, x: layer(
-        torch.nested.as_nested_tensor([*x.cpu().view(4, -1)])
-    ).unbind(),
-    "sparse": lambda layer, x: layer(
-        torch.sparse_coo_tensor(torch.zeros(4, 1, dtype=torch.int64), x.flatten()[:1], SHAPE, device="cuda")
-    ),
-    "symbolic": lambda layer, x: make_fx(torch.func.grad(lambda x: layer(x).sum()), tracing_mode="symbolic")(
-        x
-    ),
-    "Triton's hooks": hooked,
-    "functional": lambda layer, x: torch._from_functional_tensor(layer(torch._to_functional_tensor(x))),
-    "no tensor": lambda layer, x: layer(1.0),
-    "CPU": lambda layer, x: layer(x.cpu()),
-    **{
-        f"{name}={value!r}": lambda layer, x, name=name, value=value: set_attribute(layer, name, value)(x)
-        for name, value in OTHER_TYPES
-    },
-}
-
-
-@pytest.mark.parametrize("activation", [rows.LEAKY_RELU, rows.IDENTITY], ids=lambda row: row.name)
-@pytest.mark.parametrize("change", FORWARD)
-@pytest.mark.filterwarnings("ignore")
-def test_whatever_changes_before_forward(activation, change):
-    if "another" in change and torch.cuda.device_count() < 2:
-        pytest.skip("needs two CUDA GPUs")
-    x, _ = data()
-    expected = cold(lambda: FORWARD[change](fused_module(activation), x))
-    layer = fused_module(activation)
-    with torch.no_grad():
-        for _ in range(2):
-            layer(x)
-    for _ in range(3):
-        assert_same(outcome(lambda: FORWARD[change](layer, x)), expected)
 
 
 @pytest.mark.parametrize("value", [0.2, -0.0, True, "0.01", torch.tensor(0.5)], ids=repr)
@@ -280,70 +204,6 @@ def test_what_widens_under_autocast():
             assert layer(x).dtype is torch.float32
 
 
-def backward_in_forward_mode(y, x, dy):
-    with forward_ad.dual_level():
-        (dx,) = torch.autograd.grad(y, x, forward_ad.make_dual(dy, dy * 2))
-        return forward_ad.unpack_dual(dx)
-
-
-BACKWARD = {
-    **{
-        name: lambda y, x, dy, change=change: torch.autograd.grad(y, x, change(dy))[0]
-        for name, change in LAYOUTS.items()
-        if name != "0-d"
-    },
-    "zero": lambda y, x, dy: torch.autograd.grad(y, x, torch._efficientzerotensor(SHAPE, device="cuda"))[0],
-    "with a graph": lambda y, x, dy: torch.autograd.grad(y, x, dy, create_graph=True)[0],
-    "batched": lambda y, x, dy: torch.autograd.grad(y, x, torch.stack([dy, -dy]), is_grads_batched=True)[0],
-    "forward mode": backward_in_forward_mode,
-}
-
-
-# Hooks that give back the saved values in another layout.
-UNPACKED = [name for name in LAYOUTS if name not in ("0-d", "expanded")]
-
-
-@representatives
-@pytest.mark.parametrize(
-    ("change", "unpack"),
-    [*((change, None) for change in BACKWARD), *(("with a graph", name) for name in UNPACKED)]
-    + [("contiguous", name) for name in (*UNPACKED, "nested")],
-)
-def test_whatever_changes_before_backward(activation, change, unpack):
-    layer, (x, dy) = fused_module(activation, 0.4), data()
-    x.requires_grad_()
-
-    bits_back = LAYOUTS["negated" if unpack == "negated" else "contiguous"]
-
-    def back(saved):
-        if unpack == "nested":
-            return torch.nested.as_nested_tensor([*saved.flatten(1)])
-        return LAYOUTS[unpack](saved) if saved.dim() == 4 else bits_back(saved)
-
-    def call():
-        with saved_tensors_hooks(lambda saved: saved, back) if unpack else contextlib.nullcontext():
-            y = layer(x)
-        return BACKWARD[change](y, x, dy)
-
-    expected = cold(call)
-    warm(layer, x, dy)
-    for _ in range(3):
-        assert_same(outcome(call), expected)
-
-
-@representatives
-def test_forward_mode_through_backward(activation):
-    """The gradient is linear in the upstream gradient, whose tangent is twice itself."""
-    layer, (x, dy) = fused_module(activation, 0.4), data()
-    x.requires_grad_()
-    for _ in range(4):
-        y = layer(x)
-        (expected,) = torch.autograd.grad(y, x, dy, retain_graph=True)
-        gradient, tangent = backward_in_forward_mode(y, x, dy)
-        torch.testing.assert_close(gradient, expected)
-        torch.testing.assert_close(tangent, 2 * expected)
-
-
 def test_inputs_that_always_change_are_not_prepared_for(monkeypatch):
     monkeypatch.setattr(autograd, "shared", None)
     monkeypatch.setattr(dispatch, "_MOST", 4)
@@ -362,7 +222,7 @@ def test_inputs_that_always_change_are_not_prepared_for(monkeypatch):
 def test_inputs_in_turn(only_shared):
     """Each kind is prepared for once, and no other is taken for it."""
     layer, (x, _) = fused_module(rows.LEAKY_RELU, 0.4), data()
-    others = x.half(), x.to(memory_format=torch.channels_last), x.clone().requires_grad_()
+    others = x.half(), x.to(memory_format=torch.channels_last), x.clone().requires_grad_(), nn.Parameter(x)
     kinds = [x, x.view(8, -1), *others]
     expected = [cold(lambda x=x: layer(x)) for x in kinds]
     for turn in range(4):
@@ -372,7 +232,10 @@ def test_inputs_in_turn(only_shared):
             assert_same(outcome(lambda x=x: layer(x)), value)
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cuda")])
+@pytest.mark.parametrize(
+    "mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cuda"), FlopCounterMode]
+)
+@pytest.mark.filterwarnings("ignore")
 def test_modes_in_turn(mode, only_shared):
     """A model may train inside a mode and look at its result outside."""
     layer, (x, _) = fused_module(rows.LEAKY_RELU, 0.4), data()

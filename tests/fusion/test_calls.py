@@ -202,6 +202,21 @@ def test_always_on_dropout_before_relu(kernels):
     assert not fusion_report(fuse(net)).left
 
 
+class DropoutFirst(Base):
+    def forward(self, x):
+        return self.act(self.drop(self.fc(x)))
+
+
+@pytest.mark.parametrize("lone", [True, False])
+@pytest.mark.parametrize(
+    "make", [DropoutFirst, lambda: nn.Sequential(nn.Dropout(0.3), nn.Identity(), nn.ReLU())]
+)
+def test_a_dropout_before_an_activation_is_no_lone_one(kernels, make, lone):
+    net = make()
+    assert_same(net, fuse(net, lone_dropout=lone), X)
+    assert [name for name, *_ in kernels] == ["relu"]
+
+
 def test_dropout_that_is_always_on(kernels):
     class AlwaysOn(Base):
         def forward(self, x):

@@ -18,7 +18,11 @@ ON_SMALL_GPUS = {
     "values": ["tests/engine/test_cuda.py", "tests/engine/test_cuda_graphs.py"],
     "graphs": ["tests/engine/test_graphs.py", "tests/engine/test_captures.py", *ONE],
     "composition": ["tests/engine/test_training.py", "tests/engine/test_saved_tensors.py"],
-    "host": ["tests/engine/test_shared_calls.py", "tests/tools/test_host_time.py"],
+    "host": [
+        "tests/engine/test_shared_calls.py",
+        "tests/engine/test_shared_changes.py",
+        "tests/tools/test_host_time.py",
+    ],
     "monitor": ["tests/monitor/test_monitor_models.py"],
     "pairs": ["tests/fusion/test_pairs_cuda.py"],
     "simulator": ["tests/simulator/gpu_tests"],

@@ -86,6 +86,21 @@ def test_compiled_code_is_captured_after_a_warm_up_under_a_hook(nothing_loaded):
 
 
 @representatives
+def test_a_captured_backward_of_a_shared_call_under_a_hook(activation):
+    """Under a hook no kernel launches in a capture, so PyTorch's operators compute the gradient."""
+    x, dy = torch.randn(2, 4096, device="cuda")
+    x, stream = x.requires_grad_(), torch.cuda.Stream()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        for _ in range(4):
+            y = apply(activation, x, 0.4)
+            (expected,) = torch.autograd.grad(y, x, dy, retain_graph=True)
+    with hook(), torch.cuda.graph(graph, stream=stream):
+        (dx,) = torch.autograd.grad(y, x, dy)
+    torch.testing.assert_close(replayed(graph, dx), expected)
+
+
+@representatives
 @devices
 def test_a_captured_step_equals_eagers(activation, device):
     if not hasattr(torch.cuda.default_generators[0], "philox_state"):
