@@ -84,7 +84,7 @@ def forms(x: Tensor) -> dict[str, Form]:
     return {
         "`autograd.Function` that only allocates": Empty.apply,
         "`autograd.Function`": Function.apply,
-        "`autograd.Function` by its C++ `apply`": _torch.quick_apply(Quick),
+        "`autograd.Function`, called directly": _torch.quick_apply(Quick),
         "hook on a node of PyTorch's": hooked,
         "operator of `torch.library`": lambda x: operator(x)[0],
         "`FusedDropout`": module,
@@ -115,7 +115,8 @@ def measure(rounds: int) -> list[dict[str, Any]]:
 def table(measured: Sequence[dict[str, Any]]) -> str:
     """Return the rows as a Markdown table, a line per form."""
     lines = [
-        "| form | forward, us | over eager | with backward, us | over eager | over eager, fastest |",
+        "| form | forward, us | forward / eager | forward and backward, us | forward and backward / eager "
+        "| forward and backward / eager, fastest |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     forward, both = measured

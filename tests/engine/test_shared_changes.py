@@ -15,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from triton import knobs
 
 from fusedact import rows
+from fusedact.functional import fused_function
 
 pytestmark = pytest.mark.usefixtures("cuda", "no_graphs", "nothing_shared")
 
@@ -35,6 +36,11 @@ def hooked(layer, x):
     finally:
         hook.remove(look)
     return dx, torch.tensor(seen)
+
+
+def function_in_place(layer, x):
+    x = x.clone()
+    return fused_function(layer.row)(x, layer.p, inplace=True), x
 
 
 class Subclass(torch.Tensor):
@@ -58,6 +64,9 @@ FORWARD = {
     "rng": lambda layer, x: set_attribute(layer, "rng", "fast")(x),
     "inplace": lambda layer, x: set_attribute(layer, "inplace", True)(x.clone()),
     "eval": lambda layer, x: layer.eval()(x),
+    "function": lambda layer, x: fused_function(layer.row)(x, layer.p),
+    "function in place": function_in_place,
+    "function in eval": lambda layer, x: fused_function(layer.row)(x, layer.p, training=False),
     "another GPU": lambda layer, x: layer(x.to("cuda:1")),
     "another GPU is current": within(lambda: torch.cuda.device(1)),
     "no_grad": within(torch.no_grad),
