@@ -1,5 +1,6 @@
 """The fused kernels as a differentiable call, on tensors of any layout."""
 
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -48,23 +49,21 @@ class Shared:
         device: the number of the GPU.
         saves_input: backward reads the input.
         takes: whether an input is like theirs.
+        run: runs the kernels on an input as a differentiable call; its GPU is the current one.
         forward: `launch.forward_like` for these inputs.
         fits: whether the gradient and the saved tensors are like those of an earlier backward, which were
             right as they are; None before.
         backward: `launch.backward_like` for such gradients; None before.
     """
 
-    __slots__ = "backward", "call", "device", "fits", "forward", "saves_input", "takes"
+    __slots__ = "backward", "call", "device", "fits", "forward", "run", "saves_input", "takes"
 
     def __init__(self, input: Tensor, configuration: LaunchConfiguration, forward: Any) -> None:
         self.call, self.device = Call.on(input, configuration), input.get_device()
         self.saves_input, self.forward, self.takes = configuration.saves_input, forward, _torch.guard(input)
+        self.run: Callable[[Tensor], Tensor] = functools.partial(_apply_shared, self)
         self.fits: Callable[..., bool] | None = None
         self.backward: Callable[..., Tensor | None] | None = None
-
-    def run(self, input: Tensor) -> Tensor:
-        """Run the kernels on `input` as a differentiable call; its GPU is the current one."""
-        return _apply_shared(input, self)  # type: ignore[no-any-return]
 
 
 def fused(
@@ -153,7 +152,7 @@ class _Shared(torch.autograd.Function):
     """The same for usual calls, in less host time."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, shared: Shared) -> Tensor:
+    def forward(ctx: Any, shared: Shared, x: Tensor) -> Tensor:
         y: Tensor
         y, bits = shared.forward(x)
         if shared.saves_input:
@@ -181,9 +180,9 @@ class _Shared(torch.autograd.Function):
             if as_they_are and _current_device() == shared.device:  # type: ignore[misc]
                 shared.backward = launch.backward_like(dy, shared.call.configuration, shared.call.layout)
                 shared.fits = shared.backward and _torch.guard(*tensors)
-            return dx, None
+            return None, dx
         result = shared.backward(*tensors)  # type: ignore[misc]
-        return _composed_backward(shared.call, *tensors) if result is None else result, None
+        return None, _composed_backward(shared.call, *tensors) if result is None else result
 
 
 _apply, _apply_shared = _torch.quick_apply(_Fused), _torch.quick_apply(_Shared)
