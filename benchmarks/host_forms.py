@@ -84,7 +84,7 @@ def forms(x: Tensor) -> dict[str, Form]:
     return {
         "`autograd.Function` that only allocates": Empty.apply,
         "`autograd.Function`": Function.apply,
-        "`autograd.Function`, called directly": _torch.quick_apply(Quick),
+        "`autograd.Function`, called directly": _torch.quick_apply(Quick, "nothing"),
         "hook on a node of PyTorch's": hooked,
         "operator of `torch.library`": lambda x: operator(x)[0],
         "`FusedDropout`": module,

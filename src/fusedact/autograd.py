@@ -185,7 +185,7 @@ class _Shared(torch.autograd.Function):
         return None, _composed_backward(shared.call, *tensors) if result is None else result
 
 
-_apply, _apply_shared = _torch.quick_apply(_Fused), _torch.quick_apply(_Shared)
+_apply, _apply_shared = _torch.quick_apply(_Fused, "call"), _torch.quick_apply(_Shared, "shared")
 
 
 def shared(input: Tensor, configuration: LaunchConfiguration) -> Shared | None:

@@ -91,7 +91,9 @@ class FusedActivationDropout(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return `dropout(act(input), p)`, or in eval `act(input)`; `torch.fx` records it as one node."""
-        if isinstance(input, Proxy):  # torch.fx records PyTorch's own modules as one node too
+        if type(input) is not Tensor and isinstance(
+            input, Proxy
+        ):  # torch.fx records PyTorch's own modules as one node too
             tracer: Any = input.tracer
             node: Any = tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
             return node

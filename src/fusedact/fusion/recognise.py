@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _torch, dispatch, operators, rows
+from .._torch import BACKWARD_HOOKS, BACKWARD_PRE_HOOKS, COMPILED, HOOKS, PRE_HOOKS
 from ..activations import ROWS, Activation, Bound, Saves, own_rows
 from ..observer import only_look
 from ..watcher import Watchers
@@ -61,7 +62,7 @@ _Dropout, _dropout_forward, _f_dropout = nn.Dropout, nn.Dropout.forward, F.dropo
 _identity_forward, _sequential_forward = nn.Identity.forward, nn.Sequential.forward
 _function_modes, _global_hooks = _torch.function_modes, _torch.global_hooks
 _hooks, _pre_hooks, _backward_hooks, _backward_pre_hooks = _global_hooks
-_calls_alone, _is_bare, _module_call = _torch.calls_alone, _torch.is_bare, _torch.module_call
+_calls_alone, _module_call = _torch.calls_alone, _torch.module_call
 # Tests put others in their place.
 by_kernels, repeated = dispatch.by_kernels, dispatch.repeated
 
@@ -264,7 +265,7 @@ def is_sequence(callee: Any) -> bool:
         isinstance(callee, nn.Sequential)
         and is_untouched(callee, _sequential_forward)
         # Who looks wants it to be called.
-        and not (getattr(callee, _torch.HOOKS) or getattr(callee, _torch.PRE_HOOKS))
+        and not (getattr(callee, HOOKS) or getattr(callee, PRE_HOOKS))
     )
 
 
@@ -305,18 +306,26 @@ def fused(activated: Bound, x: Any, p: float, watchers: Watchers) -> Tensor | No
     return result
 
 
-# Most pairs are two modules that nothing hangs on. These two functions look at each of them once.
+# Most pairs are two modules that nothing hangs on. These two functions look at each of them once. What
+# `_torch.calls_alone` asks is written out, since its call would take longer than its answer.
 
 
 def at_once(act: Any, producer: Any = None) -> Bound | None:
     """What an activation's module computes, if calling it runs nobody's code; `producer` as above."""
     cls = type(act)
     known = MODULES.get(cls)
+    if known is None:
+        return None
+    own = act.__dict__
     if (
-        known is None
-        or cls.forward is not known.forward
+        cls.forward is not known.forward
         or cls.__call__ is not _module_call
-        or not _is_bare(act.__dict__)
+        or own[HOOKS]
+        or own[PRE_HOOKS]
+        or own[BACKWARD_HOOKS]
+        or own[BACKWARD_PRE_HOOKS]
+        or "forward" in own
+        or COMPILED in own
     ):
         return None
     return _bound(known, act, producer)
@@ -336,7 +345,12 @@ def dropped(drop: Any, activated: Bound, x: Any) -> Tensor | None:
         or _Dropout.forward is not _dropout_forward
         or _Dropout.__call__ is not _module_call
         or F.dropout is not _f_dropout
-        or not _is_bare(own)
+        or own[HOOKS]
+        or own[PRE_HOOKS]
+        or own[BACKWARD_HOOKS]
+        or own[BACKWARD_PRE_HOOKS]
+        or "forward" in own
+        or COMPILED in own
         or _hooks
         or _pre_hooks
         or _backward_hooks
