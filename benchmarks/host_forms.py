@@ -7,17 +7,14 @@ It tells how much of the time is due to checks, and how much any call from Pytho
 """
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import fusedact
-from benchmarks.host_time import CALLS, WARM, N, needed_gpu, on_one_core, timed
-from benchmarks.machine import versions
+from benchmarks.host_time import WARM, N, command, needed_gpu, timed
 from fusedact import _torch, dispatch, rows
 from fusedact.kernels import launch
 
@@ -137,16 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.host_forms", description=__doc__.splitlines()[0]
     )
-    parser.add_argument(
-        "--rounds", type=int, default=1000, help=f"number of rounds, of {CALLS} calls each (default: 1000)"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw results to FILE")
-    options = parser.parse_args(arguments)
-    on_one_core()
-    measured = measure(options.rounds)
-    print(table(measured))
-    if options.json:
-        options.json.write_text(json.dumps({"versions": versions(), "rows": measured}, indent=1) + "\n")
+    command(parser, 1000, lambda options: measure(options.rounds), table, arguments)
 
 
 if __name__ == "__main__":

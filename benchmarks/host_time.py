@@ -117,24 +117,50 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def command(
+    parser: argparse.ArgumentParser,
+    rounds: int,
+    measured: Callable[[argparse.Namespace], list[dict[str, Any]]],
+    table: Callable[[Sequence[dict[str, Any]]], str],
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Measure by the command line's options, print the table, and write the raw results.
+
+    Args:
+        parser: has the options of this benchmark alone.
+        rounds: the default of `--rounds`.
+        measured: returns the rows.
+        table: makes the table of them.
+        arguments: the command line's; None for the process's own.
+    """
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=rounds,
+        help=f"number of rounds, of {CALLS} calls each (default: {rounds})",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and the versions to FILE")
+    options = parser.parse_args(arguments)
+    on_one_core()
+    rows = measured(options)
+    print(table(rows))
+    if options.json:
+        content = {"versions": {**versions(), "machine": platform.machine()}, "rows": rows}
+        options.json.write_text(json.dumps(content, indent=2) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.host_time", description=__doc__.splitlines()[0]
     )
     parser.add_argument(
-        "--rounds", type=int, default=1000, help=f"number of rounds, of {CALLS} calls each (default: 1000)"
-    )
-    parser.add_argument(
         "--activations", nargs="+", choices=list(ROWS), default=[row.name for row in backends.USUAL]
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and the versions to FILE")
-    options = parser.parse_args()
-    on_one_core()
-    rows = measure([ROWS[name] for name in options.activations], options.rounds)
-    print(table(rows))
-    if options.json:
-        content = {"versions": {**versions(), "machine": platform.machine()}, "rows": rows}
-        options.json.write_text(json.dumps(content, indent=2) + "\n")
+
+    def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
+        return measure([ROWS[name] for name in options.activations], options.rounds)
+
+    command(parser, 1000, measured, table)
 
 
 if __name__ == "__main__":

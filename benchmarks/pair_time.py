@@ -11,17 +11,14 @@ one. The table has the times of the fastest rounds.
 import argparse
 import copy
 import functools
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import fusedact
-from benchmarks.host_time import CALLS, N, needed_gpu, on_one_core, timed
-from benchmarks.machine import versions
+from benchmarks.host_time import N, command, needed_gpu, timed
 from fusedact import rows
 
 
@@ -99,20 +96,9 @@ def table(measured: Sequence[dict[str, Any]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table and write the raw results."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.pair_time",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m benchmarks.pair_time", description=__doc__.splitlines()[0]
     )
-    parser.add_argument(
-        "--rounds", type=int, default=2000, help=f"number of rounds, of {CALLS} calls each (default: 2000)"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw results to FILE")
-    options = parser.parse_args(arguments)
-    on_one_core()
-    measured = measure(options.rounds)
-    print(table(measured))
-    if options.json:
-        options.json.write_text(json.dumps({"versions": versions(), "rows": measured}, indent=1) + "\n")
+    command(parser, 2000, lambda options: measure(options.rounds), table, arguments)
 
 
 if __name__ == "__main__":

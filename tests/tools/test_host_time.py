@@ -41,7 +41,7 @@ def test_the_forms_that_launch_are_dropout():
 
 
 def test_each_form_is_timed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(host_forms, "on_one_core", lambda: None)
+    monkeypatch.setattr(host_time, "on_one_core", lambda: None)
     path = tmp_path / "forms.json"
     host_forms.main(["--rounds", "1", "--json", str(path)])
     rows = json.loads(path.read_text())["rows"]
@@ -57,7 +57,6 @@ def test_each_form_is_timed(tmp_path, monkeypatch, capsys):
 
 def test_all_ways_of_writing_a_pair_take_the_kernels_path(kernels_of, tmp_path, monkeypatch):
     monkeypatch.setattr(host_time, "on_one_core", lambda: None)
-    monkeypatch.setattr(pair_time, "on_one_core", lambda: None)
     path = tmp_path / "times.json"
     names = kernels_of(lambda: pair_time.main(["--rounds", "1", "--json", str(path)]))
     rows = json.loads(path.read_text())["rows"]
